@@ -1,0 +1,541 @@
+"""The nouns: resources, retry policies, datasets, tasks, workflows, files, failures.
+
+Everything here is a frozen value. A workflow as the author wrote it compiles to a
+:class:`WorkflowSpec`, which is all an engine needs and all a store keeps: user code and user
+values are referred to by name and never unpickled outside a job.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypeAlias
+
+from pandaflow.core.errors import WorkflowError
+
+#: Indices of jobs of one task, ascending: a range when they are contiguous.
+Jobs: TypeAlias = range | tuple[int, ...]
+
+
+def compact(indices: Sequence[int]) -> Jobs:
+    """Return ascending ``indices`` as a range where they are contiguous, else a tuple."""
+    if isinstance(indices, range):
+        return indices
+    if indices and indices[-1] - indices[0] + 1 == len(indices):
+        return range(indices[0], indices[-1] + 1)
+    return tuple(indices)
+
+
+def runs_of(jobs: Jobs) -> list[range]:
+    """Cut ``jobs`` into its maximal contiguous ranges."""
+    if isinstance(jobs, range):
+        return [jobs] if jobs else []
+    out: list[range] = []
+    start = previous = None
+    for job in jobs:
+        if previous is None or job != previous + 1:
+            if start is not None and previous is not None:
+                out.append(range(start, previous + 1))
+            start = job
+        previous = job
+    if start is not None and previous is not None:
+        out.append(range(start, previous + 1))
+    return out
+
+
+_SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_SECONDS = {"": 1.0, "S": 1.0, "M": 60.0, "MIN": 60.0, "H": 3600.0, "D": 86400.0}
+
+
+def _quantity(value: object, units: Mapping[str, float], what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise WorkflowError(f"{what}={value!r}: give a number or a text such as '2 GiB' or '90 min'")
+    if isinstance(value, int | float):
+        number, unit = float(value), ""
+    else:
+        text = value.strip()
+        cut = len(text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ "))
+        number_text, unit = text[:cut], text[cut:].strip().upper()
+        try:
+            number = float(number_text)
+        except ValueError:
+            raise WorkflowError(f"{what}={value!r}: not a number with a unit") from None
+    if unit not in units:
+        known = ", ".join(sorted(u for u in units if u))
+        raise WorkflowError(f"{what}={value!r}: unknown unit {unit!r}; use one of {known}")
+    if not number >= 0 or number == float("inf"):
+        raise WorkflowError(f"{what}={value!r}: must be finite and not negative")
+    return number * units[unit]
+
+
+def parse_bytes(value: object, what: str = "size") -> int:
+    """Parse a size such as ``"1.5 GiB"``, ``"200MB"`` or a number of bytes.
+
+    Returns
+    -------
+    int
+        Bytes.
+
+    Raises
+    ------
+    WorkflowError
+        Names ``what`` when the text is not a size.
+    """
+    return int(_quantity(value, _SIZES, what))
+
+
+def parse_seconds(value: object, what: str = "duration") -> float:
+    """Parse a duration: seconds, ``"90 min"``, ``"2h"`` or ``"02:00:00"``.
+
+    Returns
+    -------
+    float
+        Seconds.
+    """
+    if isinstance(value, str) and ":" in value:
+        try:
+            parts = [float(part) for part in value.split(":")]
+        except ValueError:
+            raise WorkflowError(f"{what}={value!r}: not of the form HH:MM:SS") from None
+        if len(parts) > 3 or any(part < 0 for part in parts):
+            raise WorkflowError(f"{what}={value!r}: not of the form HH:MM:SS")
+        seconds = 0.0
+        for part in parts:
+            seconds = seconds * 60 + part
+        return seconds
+    return _quantity(value, _SECONDS, what)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What one job needs.
+
+    Attributes
+    ----------
+    cores : int
+    memory : int or None
+        Bytes for the whole process tree (PSS); the job is stopped above it.
+    walltime : float or None
+        Seconds; the job is stopped after it.
+    disk : int or None
+        Bytes of scratch space.
+    gpus : int
+    """
+
+    cores: int = 1
+    memory: int | None = None
+    walltime: float | None = None
+    disk: int | None = None
+    gpus: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class File(os.PathLike[str]):
+    """A file as an item of a dataset; usable wherever a path is.
+
+    Attributes
+    ----------
+    path : str
+        Local path or fsspec URL.
+    size : int or None
+        Bytes.
+    checksum : str or None
+        ``"adler32:..."`` or ``"md5:..."``, as Rucio writes them.
+    events : int or None
+    replicas : tuple of str
+        Other places of the same content.
+    mtime : float or None
+        Seconds since the epoch, when the source tells.
+    """
+
+    path: str
+    size: int | None = None
+    checksum: str | None = None
+    events: int | None = None
+    replicas: tuple[str, ...] = ()
+    mtime: float | None = None
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def __str__(self) -> str:
+        return self.path
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why an attempt failed.
+
+    Attributes
+    ----------
+    kind : str
+        ``exception``, ``exit``, ``signal``, ``memory``, ``walltime``, ``unserializable``,
+        ``input``, ``output``, ``lost`` (its worker vanished) or ``cancelled``.
+    message : str
+        One line for people.
+    type : str
+        Qualified exception type, where there is one; used by retry rules.
+    mro : tuple of str
+        Names of the exception's base classes, so that a rule for a base class applies.
+    code : int or None
+        Exit code of a command, or the signal's number.
+    traceback : str
+    charged : bool
+        Whether it counts against the job's retries: faults of the infrastructure do not.
+    """
+
+    kind: str
+    message: str
+    type: str = ""
+    mro: tuple[str, ...] = ()
+    code: int | None = None
+    traceback: str = ""
+    charged: bool = True
+
+
+RetryAction = Literal["retry", "fail", "more_memory", "more_walltime"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryRule:
+    """What to do with failures of a kind or an exception type (PanDA's retry module).
+
+    Attributes
+    ----------
+    match : str
+        A failure kind (``"memory"``) or an exception's name (``"OSError"``, which covers
+        its subclasses; qualified names work too).
+    action : {'retry', 'fail', 'more_memory', 'more_walltime'}
+    max_attempts : int or None
+        Give up after that many failures of this kind.
+    """
+
+    match: str
+    action: RetryAction = "retry"
+    max_attempts: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """A retry policy.
+
+    Attributes
+    ----------
+    retries : int
+        How often a failed job is tried again; infrastructure failures are not counted.
+    delay : float
+        Seconds before the first retry.
+    factor : float
+        Each further delay is this times longer.
+    max_delay : float
+        Seconds at most.
+    memory_factor, walltime_factor : float
+        After a failure for memory (walltime), the next attempt asks this times more.
+    max_memory : int or None
+        Bytes at most.
+    max_walltime : float or None
+        Seconds at most.
+    rules : tuple of RetryRule
+        The first rule that matches decides; none: retry.
+    """
+
+    retries: int = 0
+    delay: float = 0.0
+    factor: float = 2.0
+    max_delay: float = 3600.0
+    memory_factor: float = 1.0
+    walltime_factor: float = 1.0
+    max_memory: int | None = None
+    max_walltime: float | None = None
+    rules: tuple[RetryRule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitRule:
+    """How a task's items are cut into jobs.
+
+    Given together, events beat items, items beat gigabytes, gigabytes beat the number of
+    jobs (PanDA: nEventsPerJob > nFilesPerJob > nGBPerJob). None given: one job per item, and
+    the payload gets the item itself instead of a list.
+    """
+
+    events_per_job: int | None = None
+    items_per_job: int | None = None
+    gb_per_job: float | None = None
+    n_jobs: int | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether any rule is given, so that payloads get lists."""
+        return any(getattr(self, f.name) is not None for f in fields(self))
+
+
+# --- datasets: where a task's items come from -------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Items known to the workflow (files, values) or appended while it runs (a stream)."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One item per job of a task: what the job returned."""
+
+    task: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scattered:
+    """The items of the lists that a task's jobs return; open until the task ends."""
+
+    task: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cross:
+    """The product of datasets; an item is a tuple, the last part varying fastest."""
+
+    parts: tuple[Dataset, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CrossPart:
+    """One component of the items of a product."""
+
+    cross: Cross
+    part: int
+
+
+@dataclass(frozen=True, slots=True)
+class Concat:
+    """Datasets one after the other."""
+
+    parts: tuple[Dataset, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """``then`` or ``otherwise``, decided by the truth of a gate task's value."""
+
+    gate: int
+    then: Dataset
+    otherwise: Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class LoopEnd:
+    """The state of a loop after its last iteration."""
+
+    loop: int
+
+
+Dataset: TypeAlias = Source | Output | Scattered | Cross | CrossPart | Concat | Choice | LoopEnd
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One dataset among a task's arguments.
+
+    Attributes
+    ----------
+    dataset : Dataset
+    mode : {'mapped', 'whole', 'single'}
+        ``mapped``: cut into jobs together with the other mapped inputs (zip). ``whole``: each
+        job gets all of it as a list. ``single``: it has one item by construction and each
+        job gets that item.
+    """
+
+    dataset: Dataset
+    mode: Literal["mapped", "whole", "single"] = "mapped"
+
+
+PayloadKind = Literal["function", "command", "graph"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """A job template: payload, inputs, split rule, resources, retry policy.
+
+    Attributes
+    ----------
+    id : int
+        Place in the workflow; upstream tasks have smaller ids.
+    name : str
+        Unique in the workflow.
+    token : str
+        Hash of code and static arguments; with the name it makes the task's Dask keys.
+    payload : str
+        Name of the pickled payload in the result store.
+    kind : {'function', 'command', 'graph'}
+    inputs : tuple of Input
+        Slot ``k`` of the payload is filled from ``inputs[k]``.
+    after : tuple of Dataset
+        Barriers: all of these must exist before any job starts.
+    lists : bool
+        Whether mapped slots get lists (a split rule was given).
+    single : bool
+        One job by construction, so its output is a value and not a collection.
+    scatters : bool
+        Whether somebody maps over the items of the lists its jobs return.
+    gate : bool
+        Its one job's truth value steers a condition or a loop.
+    internal : bool
+        Made by the compiler (a gate), not by the author; left out of counts for people.
+    edges : tuple of (int, ...)
+        For ``kind="graph"``: for each job the jobs of this task that it waits for.
+    node_names : tuple of str
+        For ``kind="graph"``: the name of each job.
+    n_static : int or None
+        Jobs of a task without mapped inputs.
+    """
+
+    id: int
+    name: str
+    token: str
+    payload: str
+    kind: PayloadKind = "function"
+    inputs: tuple[Input, ...] = ()
+    after: tuple[Dataset, ...] = ()
+    split: SplitRule = field(default_factory=SplitRule)
+    lists: bool = False
+    single: bool = False
+    scatters: bool = False
+    gate: bool = False
+    internal: bool = False
+    resources: Resources = field(default_factory=Resources)
+    retry: Retry = field(default_factory=Retry)
+    priority: int = 0
+    executor: str | None = None
+    container: str | None = None
+    cache: Literal["", "mtime", "checksum"] = ""
+    goal: float = 1.0
+    scouts: int = 0
+    max_failure_rate: float | None = None
+    edges: tuple[tuple[int, ...], ...] = ()
+    node_names: tuple[str, ...] = ()
+    n_static: int | None = None
+
+    def changed(self, **changes: Any) -> TaskSpec:
+        """Return a copy with ``changes``."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSpec:
+    """A dataset that the workflow brings along.
+
+    Attributes
+    ----------
+    id : int
+    name : str
+        What the author wrote, for people: ``data/*.root``.
+    kind : {'files', 'items', 'range', 'stream'}
+        ``range``: the items are the numbers of ``bounds``. ``items``: pickled values in the
+        result store under ``blob``. ``files``: ``files`` itself.
+    n : int
+        Items known when the workflow was built.
+    """
+
+    id: int
+    name: str
+    kind: Literal["files", "items", "range", "stream"]
+    n: int = 0
+    files: tuple[File, ...] = ()
+    bounds: tuple[int, int, int] = (0, 0, 1)
+    blob: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopSpec:
+    """A body that is run again and again on its own output.
+
+    The body's tasks are a template: ids count from 0 within ``body``, and
+    ``Source(-1)`` stands for the state. Iteration ``k`` becomes real tasks when the gate of
+    iteration ``k - 1`` says "go on".
+
+    Attributes
+    ----------
+    id : int
+    name : str
+    state : Dataset
+        What the first iteration gets.
+    body : tuple of TaskSpec
+        The last task is the gate that judges the new state.
+    result : Dataset
+        The body's output, in template ids.
+    max_iterations : int
+    single : bool
+        Whether the state is one value.
+    """
+
+    id: int
+    name: str
+    state: Dataset
+    body: tuple[TaskSpec, ...]
+    result: Dataset
+    max_iterations: int
+    single: bool = False
+
+
+#: The shape of what the workflow function returned: a dataset, or containers of them.
+Shape: TypeAlias = "Dataset | Literal[None] | tuple[str, tuple[Shape, ...]] | tuple[str, tuple[tuple[str, Shape], ...]]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowSpec:
+    """A compiled workflow, as stores keep it."""
+
+    name: str
+    tasks: tuple[TaskSpec, ...]
+    sources: tuple[SourceSpec, ...] = ()
+    loops: tuple[LoopSpec, ...] = ()
+    result: Any = None
+    params: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """A place that runs jobs, as brokerage sees it.
+
+    Attributes
+    ----------
+    name : str
+    executor : str
+        Name of the executor that reaches it.
+    cores, gpus : int
+        Per node.
+    memory, disk : int or None
+        Bytes per node; None: no limit known.
+    walltime : float or None
+        Seconds at most for one job.
+    slots : int or None
+        Jobs at once; None: unknown.
+    tags : frozenset of str
+    """
+
+    name: str
+    executor: str = "local"
+    cores: int = 1
+    gpus: int = 0
+    memory: int | None = None
+    disk: int | None = None
+    walltime: float | None = None
+    slots: int | None = None
+    tags: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """A decision not to go on yet, with the reason for people."""
+
+    reason: str

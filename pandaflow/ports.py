@@ -1,0 +1,252 @@
+"""The seams: small protocols between the runner and the world.
+
+Every port says who owns what, which calls may be repeated, and what is fresh. Conformance kits
+for those who write adapters are in ``pandaflow.testing``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pandaflow.core.bundle import BundleSpec
+from pandaflow.core.commands import EmitBundle, Record
+from pandaflow.core.events import Event
+from pandaflow.core.model import Jobs, WorkflowSpec
+
+# --- the state store --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who drives a run: enough to tell, on the same host, whether it still lives.
+
+    ``started`` is the process's start time, so that a re-used pid is not mistaken for it.
+    """
+
+    host: str
+    pid: int
+    started: float
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A wish that reached a run from outside its driver (``cancel``, ``pause``, ...)."""
+
+    id: int
+    kind: str
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskState:
+    """A task as the store has it.
+
+    Attributes
+    ----------
+    spec : TaskSpec as JSON-ready dict is kept by the store; here parsed.
+    jobs : iterator of (index, status, attempt, bundle, not_before)
+        Only jobs to which something happened; all others are as ``initial`` says.
+    failures : mapping of int to int
+        Charged failures so far, by job; jobs without any are left out.
+    losses : mapping of int to int
+        Uncharged losses so far, by job.
+    arrivals : sequence of (job, count)
+        For scattering tasks: its items in order of arrival.
+    """
+
+    id: int
+    spec: Any
+    status: str
+    n: int
+    closed: bool
+    initial: str
+    jobs: Iterable[tuple[int, str, int, int | None, float]] = ()
+    failures: Mapping[int, int] = field(default_factory=dict)
+    losses: Mapping[int, int] = field(default_factory=dict)
+    arrivals: Sequence[tuple[int, int]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BundleState:
+    """A bundle as the store has it; ``location`` is empty until it has ended."""
+
+    id: int
+    task: int
+    jobs: Jobs
+    attempt: int
+    executor: str
+    location: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """All that a driver needs to go on with a run."""
+
+    id: str
+    spec: WorkflowSpec
+    status: str
+    results: str
+    tasks: Sequence[TaskState]
+    bundles: Sequence[BundleState]
+    next_bundle: int
+    streams: Mapping[int, tuple[int, bool]] = field(default_factory=dict)
+
+
+class RunDriver(Protocol):
+    """Write access to one run, held under a lease by one process at a time.
+
+    Not thread-safe: only the runner's loop calls it. ``commit`` is atomic and in order; once it
+    returns, its records survive the death of this process.
+    """
+
+    def load(self) -> RunState:
+        """Return the run as last committed."""
+        ...
+
+    def commit(self, records: Sequence[Record], done: Sequence[int] = ()) -> None:
+        """Append ``records`` and mark the requests ``done`` as carried out, in one transaction.
+
+        Raises
+        ------
+        RunLocked
+            The lease was lost to another driver; nothing was written.
+        StoreError
+            The database refused (read-only, full, locked for too long, corrupt); nothing was
+            written.
+        """
+        ...
+
+    def renew(self) -> Sequence[Request]:
+        """Extend the lease and return requests not carried out yet, oldest first."""
+        ...
+
+    def release(self) -> None:
+        """Give the lease back. May be called twice."""
+        ...
+
+
+class StateReader(Protocol):
+    """Read access for people: run handles, the command line, the monitor.
+
+    Rows are plain dicts with JSON-ready values. May be used while a driver writes; what it
+    returns is what was committed when the call began.
+    """
+
+    def runs(self, limit: int = 100) -> list[dict[str, Any]]:
+        """Newest first: ``id, name, status, created, started, ended, jobs`` (counts by state)."""
+        ...
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """One run with ``tasks``: ``id, name, status, reason, n, closed, jobs`` (counts by state).
+
+        ``run_id`` may be a unique prefix or ``"last"``.
+        """
+        ...
+
+    def jobs(
+        self,
+        run_id: str,
+        *,
+        task: str | None = None,
+        status: str | None = None,
+        index: int | None = None,
+        limit: int | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Jobs by task and index, those without a row of their own included.
+
+        Each: ``task, index, status, attempt, reason, failure, bundle, worker, executor, site,
+        started, wall, cpu, max_pss``.
+        """
+        ...
+
+    def events(self, run_id: str, after: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
+        """The event log from sequence number ``after`` on (exclusive), oldest first."""
+        ...
+
+
+class StateStore(Protocol):
+    """Where runs live. Safe to use from several threads and processes."""
+
+    def create_run(self, spec: WorkflowSpec, *, run_id: str, created: float, results: str) -> None:
+        """Record a new run with all its tasks, status ``defined``."""
+        ...
+
+    def drive(self, run_id: str, owner: Owner, ttl: float) -> RunDriver:
+        """Take the lease.
+
+        Raises
+        ------
+        RunLocked
+            Another live owner has it. A lease is void when it has expired, or when its owner
+            was a process of this host that is gone.
+        RunNotFound
+        """
+        ...
+
+    def request(self, run_id: str, kind: str, body: Mapping[str, Any]) -> int:
+        """Leave a wish for whoever drives the run; return its id."""
+        ...
+
+    def reader(self) -> StateReader:
+        """Return read access."""
+        ...
+
+
+# --- executors --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A bundle with all that is needed to run it.
+
+    Attributes
+    ----------
+    emit : EmitBundle
+    spec : BundleSpec
+    payload : str
+        Name of the pickled payload in the run's results.
+    deps : tuple of (int, str)
+        For each dependency, in the order that ``spec.outputs`` counts them: the bundle and
+        the place of its persisted values ("" while it is still in flight on this executor).
+    """
+
+    emit: EmitBundle
+    spec: BundleSpec
+    payload: str
+    deps: tuple[tuple[int, str], ...] = ()
+
+
+Report = Callable[[Event], None]
+
+
+class Executor(Protocol):
+    """Runs bundles somewhere.
+
+    ``submit``, ``cancel`` and ``release`` return at once and are called from one thread only;
+    outcomes come back through ``report`` (thread-safe) as ``BundleStarted``, ``BundleEnded`` or
+    ``BundleLost`` events, exactly one ending for every bundle submitted and not cancelled.
+    ``submit`` is idempotent by (run, bundle).
+    """
+
+    def start(self, run_id: str, results: str, report: Report) -> int:
+        """Get ready for a run; return the number of slots."""
+        ...
+
+    def submit(self, assignments: Sequence[Assignment]) -> None:
+        """Run bundles as their dependencies come to exist, highest priority first."""
+        ...
+
+    def cancel(self, bundles: Sequence[int]) -> None:
+        """Stop bundles: drop those that wait, stop the payloads of those that run."""
+        ...
+
+    def release(self, bundles: Sequence[int]) -> None:
+        """Forget values kept in memory; they stay in the result store."""
+        ...
+
+    def stop(self, *, kill: bool = False) -> None:
+        """The run has ended: free what was started for it. ``kill``: payloads may still run."""
+        ...
