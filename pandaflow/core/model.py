@@ -285,6 +285,7 @@ class Source:
     """Items known to the workflow (files, values) or appended while it runs (a stream)."""
 
     id: int
+    tag: Literal["source"] = "source"
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +293,7 @@ class Output:
     """One item per job of a task: what the job returned."""
 
     task: int
+    tag: Literal["output"] = "output"
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +301,7 @@ class Scattered:
     """The items of the lists that a task's jobs return; open until the task ends."""
 
     task: int
+    tag: Literal["scattered"] = "scattered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +309,7 @@ class Cross:
     """The product of datasets; an item is a tuple, the last part varying fastest."""
 
     parts: tuple[Dataset, ...]
+    tag: Literal["cross"] = "cross"
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +318,7 @@ class CrossPart:
 
     cross: Cross
     part: int
+    tag: Literal["cross_part"] = "cross_part"
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +326,7 @@ class Concat:
     """Datasets one after the other."""
 
     parts: tuple[Dataset, ...]
+    tag: Literal["concat"] = "concat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +336,7 @@ class Choice:
     gate: int
     then: Dataset
     otherwise: Dataset
+    tag: Literal["choice"] = "choice"
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +344,7 @@ class LoopEnd:
     """The state of a loop after its last iteration."""
 
     loop: int
+    tag: Literal["loop_end"] = "loop_end"
 
 
 Dataset: TypeAlias = Source | Output | Scattered | Cross | CrossPart | Concat | Choice | LoopEnd
@@ -487,8 +495,31 @@ class LoopSpec:
     single: bool = False
 
 
-#: The shape of what the workflow function returned: a dataset, or containers of them.
-Shape: TypeAlias = "Dataset | Literal[None] | tuple[str, tuple[Shape, ...]] | tuple[str, tuple[tuple[str, Shape], ...]]"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultShape:
+    """The shape of what the workflow function returned.
+
+    Attributes
+    ----------
+    kind : {'dataset', 'value', 'list', 'tuple', 'dict'}
+    dataset : Dataset or None
+        For ``dataset``.
+    single : bool
+        For ``dataset``: it stands for one value, not for a list.
+    value : JSON-native
+        For ``value``: a constant that the function returned.
+    keys : tuple of str
+        For ``dict``.
+    parts : tuple of ResultShape
+        For containers.
+    """
+
+    kind: Literal["dataset", "value", "list", "tuple", "dict"]
+    dataset: Dataset | None = None
+    single: bool = False
+    value: Any = None
+    keys: tuple[str, ...] = ()
+    parts: tuple[ResultShape, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -499,7 +530,7 @@ class WorkflowSpec:
     tasks: tuple[TaskSpec, ...]
     sources: tuple[SourceSpec, ...] = ()
     loops: tuple[LoopSpec, ...] = ()
-    result: Any = None
+    result: ResultShape = field(default_factory=lambda: ResultShape(kind="value"))
     params: Mapping[str, str] = field(default_factory=dict)
 
 
