@@ -79,6 +79,16 @@ class ItemsRecorded:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamGrew:
+    """A stream (a source of the workflow) has ``n`` items now; ``closed``: no more will come."""
+
+    at: float
+    source: int
+    n: int
+    closed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class BundleSent:
     """Jobs became ``sent`` as one bundle, all at the same attempt number.
 
@@ -172,6 +182,7 @@ Record: TypeAlias = (
     | TaskMoved
     | TaskGrew
     | ItemsRecorded
+    | StreamGrew
     | BundleSent
     | BundleRunning
     | BundleFinished
