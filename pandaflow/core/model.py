@@ -397,6 +397,8 @@ class TaskSpec:
         Whether somebody maps over the items of the lists its jobs return.
     gate : bool
         Its one job's truth value steers a condition or a loop.
+    guards : tuple of (int, bool)
+        (gate task, wanted truth): the task runs only if all of these hold.
     internal : bool
         Made by the compiler (a gate), not by the author; left out of counts for people.
     edges : tuple of (int, ...)
@@ -419,6 +421,7 @@ class TaskSpec:
     single: bool = False
     scatters: bool = False
     gate: bool = False
+    guards: tuple[tuple[int, bool], ...] = ()
     internal: bool = False
     resources: Resources = field(default_factory=Resources)
     retry: Retry = field(default_factory=Retry)
@@ -467,9 +470,8 @@ class SourceSpec:
 class LoopSpec:
     """A body that is run again and again on its own output.
 
-    The body's tasks are a template: ids count from 0 within ``body``, and
-    ``Source(-1)`` stands for the state. Iteration ``k`` becomes real tasks when the gate of
-    iteration ``k - 1`` says "go on".
+    The body's tasks are a template: their ids are negative, and ``Source(state_id)`` stands for
+    the state. Iteration ``k`` becomes real tasks when the gate of iteration ``k - 1`` says "go on".
 
     Attributes
     ----------
@@ -477,8 +479,14 @@ class LoopSpec:
     name : str
     state : Dataset
         What the first iteration gets.
+    state_id : int
+        The (negative) source id that stands for the state in the template.
     body : tuple of TaskSpec
-        The last task is the gate that judges the new state.
+        In topological order.
+    loops : tuple of LoopSpec
+        Loops inside the body.
+    gate : int or None
+        The template's task that judges the new state: true stops the loop.
     result : Dataset
         The body's output, in template ids.
     max_iterations : int
@@ -489,10 +497,14 @@ class LoopSpec:
     id: int
     name: str
     state: Dataset
+    state_id: int
     body: tuple[TaskSpec, ...]
     result: Dataset
     max_iterations: int
+    gate: int | None = None
+    loops: tuple[LoopSpec, ...] = ()
     single: bool = False
+    guards: tuple[tuple[int, bool], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
