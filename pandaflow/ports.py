@@ -67,6 +67,7 @@ class TaskState:
     failures: Mapping[int, int] = field(default_factory=dict)
     losses: Mapping[int, int] = field(default_factory=dict)
     arrivals: Sequence[tuple[int, int]] = ()
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

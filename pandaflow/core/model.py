@@ -407,6 +407,8 @@ class TaskSpec:
         For ``kind="graph"``: the name of each job.
     n_static : int or None
         Jobs of a task without mapped inputs.
+    iteration : (int, int) or None
+        (loop, iteration) of a task that a loop brought into being.
     """
 
     id: int
@@ -435,6 +437,7 @@ class TaskSpec:
     edges: tuple[tuple[int, ...], ...] = ()
     node_names: tuple[str, ...] = ()
     n_static: int | None = None
+    iteration: tuple[int, int] | None = None
 
     def changed(self, **changes: Any) -> TaskSpec:
         """Return a copy with ``changes``."""

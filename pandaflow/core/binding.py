@@ -1,0 +1,578 @@
+"""From datasets to jobs: when a task's inputs are known, how many jobs it has, who waits for whom.
+
+One idea serves everything dynamic: a task's inputs are a dataset that may still be open.
+Partial chaining, streams, scattered lists, conditions and loops all come down to :meth:`Binding._bind`,
+which is the one job generator.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pandaflow.core import chunking
+from pandaflow.core import commands as cmd
+from pandaflow.core.chunking import Bounds, Even, Fixed, NoItems
+from pandaflow.core.datasets import (
+    Arrivals,
+    Leaf,
+    Size,
+    leaves,
+    makers,
+    readers,
+    resolve,
+    size,
+)
+from pandaflow.core.errors import InvalidTransition, WorkflowError
+from pandaflow.core.jobtable import (
+    CANCELLED,
+    CLOSED,
+    FAILED,
+    FINISHED,
+    NOT_COMING,
+    NOT_FINISHED,
+    PENDING,
+    READY,
+)
+from pandaflow.core.model import (
+    Choice,
+    Concat,
+    Cross,
+    CrossPart,
+    Dataset,
+    File,
+    Input,
+    Jobs,
+    LoopEnd,
+    LoopSpec,
+    Output,
+    Scattered,
+    Source,
+    TaskSpec,
+    WorkflowSpec,
+)
+from pandaflow.core.status import TASK_TRANSITIONS, JobStatus, RunStatus, TaskStatus
+from pandaflow.core.taskrun import BundleRun, TaskRun
+
+Verdict = Literal["go", "wait", "close", "excuse"]
+
+
+@dataclass(slots=True, eq=False)
+class LoopRun:
+    """A loop while it runs."""
+
+    spec: LoopSpec
+    iteration: int = -1
+    gate: int | None = None
+    tasks: tuple[int, ...] = ()
+    current: Dataset | None = None
+    result: Dataset | None = None
+    dead: bool = False
+
+
+class Binding:
+    """The tasks of a run and what is known of their inputs."""
+
+    def __init__(self, spec: WorkflowSpec) -> None:
+        self.spec = spec
+        self.status = RunStatus.DEFINED
+        self.tasks: dict[int, TaskRun] = {}
+        self._out: list[cmd.Command] = []
+        self._now = 0.0
+        self._default = ""
+        self._cancelled = ""
+        self._slots: dict[str, int] = {}
+        self._bundles: dict[int, BundleRun] = {}
+        self._dependents: dict[int, list[int]] = {}
+        self._runnable: dict[str, int] = defaultdict(int)
+        self._readers: dict[int, int] = defaultdict(int)
+        self._held: dict[int, tuple[int, Jobs]] = {}
+        self.next_bundle = 1
+        self._active: list[TaskRun] = []
+        self._order: list[TaskRun] = []
+        self._loops: dict[int, LoopRun] = {loop.id: LoopRun(loop) for loop in spec.loops}
+        self._files = {s.id: s.files for s in spec.sources if s.kind == "files"}
+        self._sources = {s.id: Size(s.n, s.kind != "stream") for s in spec.sources}
+        for task in spec.tasks:
+            self._add(task)
+        self._reorder()
+
+    # --- what the arithmetic of datasets asks (datasets.World) --------------------------------
+
+    def source_size(self, source: int) -> Size:
+        """Size of a source."""
+        return self._sources[source]
+
+    def task_size(self, task: int) -> Size:
+        """Jobs of a task."""
+        run = self.tasks[task]
+        return Size(run.n, run.closed, known=run.chunks is not None)
+
+    def arrivals(self, task: int) -> Arrivals:
+        """Items of a scattering task."""
+        return self.tasks[task].arrivals
+
+    def ended(self, task: int) -> bool:
+        """Whether a task will bring no more items."""
+        return self.tasks[task].terminal
+
+    def verdict(self, gate: int) -> bool | None:
+        """What a gate said."""
+        return self.tasks[gate].truth
+
+    def loop_result(self, loop: int) -> Dataset | None:
+        """A loop's last state."""
+        return self._loops[loop].result
+
+    # --- tasks --------------------------------------------------------------------------
+
+    def _add(self, spec: TaskSpec) -> TaskRun:
+        run = TaskRun(spec)
+        self.tasks[spec.id] = run
+        datasets = [slot.dataset for slot in spec.inputs] + list(spec.after)
+        for maker in {m for dataset in datasets for m in makers(dataset)}:
+            self.tasks[maker].consumers.append(spec.id)
+            run.depth = max(run.depth, self.tasks[maker].depth + 1)
+        return run
+
+    def _reorder(self) -> None:
+        """Put the tasks that may have something to do in order: priority, then deepest first."""
+        self._active = [task for task in self.tasks.values() if not task.terminal]
+        self._order = sorted(
+            self._active, key=lambda t: (-t.spec.priority, -t.depth, t.spec.id)
+        )
+
+    def _move_task(self, task: TaskRun, finish: TaskStatus, reason: str = "") -> None:
+        start = task.status
+        if (start, finish) not in TASK_TRANSITIONS:
+            raise InvalidTransition(f"task {task.spec.name}", start, finish)
+        task.status = finish
+        self._out.append(cmd.TaskMoved(self._now, task.spec.id, start, finish, reason))
+        if task.terminal:
+            self._active.remove(task)
+            self._order.remove(task)
+
+    def _consumers_of(self, task: TaskRun) -> list[TaskRun]:
+        """Return the tasks that read a task's outputs, by way of choices and loops too."""
+        return [self.tasks[number] for number in task.consumers]
+
+    def _downstream(self, number: int) -> set[int]:
+        seen: set[int] = set()
+        todo = [number]
+        while todo:
+            one = todo.pop()
+            if one not in seen:
+                seen.add(one)
+                todo += self.tasks[one].consumers
+        return seen
+
+    # --- binding ------------------------------------------------------------------------
+
+    def _bind(self, task: TaskRun) -> bool:
+        """Learn what can be learnt of a task's inputs. Return whether anything changed."""
+        if task.closed or task.terminal:
+            return False
+        if task.chunks is None:
+            if self._guarded_out(task):
+                self._move_task(task, TaskStatus.ABORTED, "its branch was not taken")
+                return True
+            dead = self._dead(task)
+            if dead:
+                self._move_task(task, TaskStatus.FAILED, dead)
+                return True
+            if not self._guards_hold(task):
+                return False
+        try:
+            return self._cut(task)
+        except WorkflowError as error:
+            if task.chunks is None:
+                task.chunks = NoItems(0)
+            task.closed = True
+            self._move_task(task, TaskStatus.FAILED, str(error))
+            return True
+
+    def _guarded_out(self, task: TaskRun) -> bool:
+        return any(
+            self.tasks[gate].truth not in (None, wanted) for gate, wanted in task.spec.guards
+        )
+
+    def _guards_hold(self, task: TaskRun) -> bool:
+        return all(self.tasks[gate].truth is wanted for gate, wanted in task.spec.guards)
+
+    def _dead(self, task: TaskRun) -> str:
+        """Return why a task's inputs will never be known, or nothing."""
+        for gate, _ in task.spec.guards:
+            if self.tasks[gate].terminal and self.tasks[gate].truth is None:
+                return f"{self.tasks[gate].spec.name} came to no decision"
+        for slot in task.spec.inputs:
+            reason = self._dead_dataset(slot.dataset)
+            if reason:
+                return reason
+        return ""
+
+    def _dead_dataset(self, dataset: Dataset) -> str:
+        if isinstance(dataset, LoopEnd):
+            loop = self._loops[dataset.loop]
+            return f"{loop.spec.name} came to no end" if loop.dead else ""
+        if isinstance(dataset, Choice) and self.tasks[dataset.gate].truth is None:
+            gate = self.tasks[dataset.gate]
+            return f"{gate.spec.name} came to no decision" if gate.terminal else ""
+        decided = resolve(self, dataset)
+        if decided is None:
+            return ""
+        for maker in makers(decided):
+            upstream = self.tasks[maker]
+            if upstream.terminal and upstream.chunks is None:
+                return f"{upstream.spec.name} is {upstream.status}"
+        return ""
+
+    def _cut(self, task: TaskRun) -> bool:
+        """Cut the items known so far into jobs."""
+        spec = task.spec
+        if not task.mapped:
+            return self._cut_static(task)
+        sizes = [size(self, slot.dataset) for slot in task.mapped]
+        if not all(s.known for s in sizes):
+            return False
+        closed, n = all(s.closed for s in sizes), min(s.n for s in sizes)
+        if closed and len({s.n for s in sizes}) > 1:
+            raise WorkflowError(
+                f"task {spec.name!r}: zipped inputs have {', '.join(str(s.n) for s in sizes)} items"
+            )
+        if task.chunks is None and closed and not self._lists_of(task):
+            chunks = chunking.split(spec.split, n, self._weighing(task), task=spec.name)
+            if spec.single and n == 0:
+                chunks = Even(0, 1)  # "one job, gets the list of everything": an empty one
+            task.chunks = chunks
+            return self._grew(task, chunks.n_jobs, closed=True)
+        return self._cut_open(task, n, closed)
+
+    def _cut_static(self, task: TaskRun) -> bool:
+        if not all(size(self, slot.dataset).known for slot in task.spec.inputs):
+            return False
+        n = task.spec.n_static or 0
+        task.chunks = NoItems(n)
+        return self._grew(task, n, closed=True)
+
+    def _lists_of(self, task: TaskRun) -> Arrivals | None:
+        """Return the arrivals a task maps over directly: its chunks stay within one list."""
+        places = {resolve(self, slot.dataset) for slot in task.mapped}
+        rule = task.spec.split
+        if len(places) == 1 and isinstance(place := places.pop(), Scattered):
+            if rule.n_jobs is None or rule.items_per_job is not None:
+                return self.tasks[place.task].arrivals
+        return None
+
+    def _cut_open(self, task: TaskRun, n: int, closed: bool) -> bool:
+        rule = task.spec.split
+        step = rule.items_per_job or (None if rule.given else 1)
+        if step is None:
+            return closed and self._cut_late(task, n)
+        if task.chunks is None:
+            task.chunks = Bounds()
+        made = 0
+        arrivals = self._lists_of(task)
+        if arrivals is not None:
+            while task.cut_at < len(arrivals.jobs):
+                task.cut_at += 1
+                made += chunking.grow(task.bounds, arrivals.starts[task.cut_at], step, closed=True)
+        else:
+            made = chunking.grow(task.bounds, n, step, closed=closed)
+        if made or closed or task.status is TaskStatus.DEFINED:
+            return self._grew(task, task.bounds.n_jobs, closed=closed)
+        return False
+
+    def _cut_late(self, task: TaskRun, n: int) -> bool:
+        """Cut by a rule that had to wait for the dataset's end."""
+        chunks = chunking.split(task.spec.split, n, self._weighing(task), task=task.spec.name)
+        task.chunks = Even(0, 1) if task.spec.single and n == 0 else chunks
+        return self._grew(task, task.chunks.n_jobs, closed=True)
+
+    def _weighing(self, task: TaskRun) -> Sequence[File] | None:
+        for slot in task.mapped:
+            if isinstance(slot.dataset, Source) and slot.dataset.id in self._files:
+                return self._files[slot.dataset.id]
+        return None
+
+    def _grew(self, task: TaskRun, n: int, *, closed: bool) -> bool:
+        upstream = [m for slot in task.spec.inputs for m in makers(slot.dataset)]
+        waits = bool(upstream or task.spec.after or task.spec.edges)
+        code = PENDING if waits else READY
+        task.initial = JobStatus.PENDING if waits else JobStatus.READY
+        task.table.grow(n, code)
+        task.closed = closed
+        self._out.append(cmd.TaskGrew(self._now, task.spec.id, n, closed, task.initial))
+        if task.status is TaskStatus.DEFINED:
+            self._move_task(task, TaskStatus.READY, f"{n} job(s)" if closed else "open")
+        return True
+
+    # --- who waits for whom -----------------------------------------------------------------
+
+    def _items(self, task: TaskRun, slot: Input, first: int, last: int) -> tuple[int, int]:
+        """Return the items of a slot that the jobs ``[first, last)`` read."""
+        if slot.mode == "mapped":
+            assert task.chunks is not None
+            return task.chunks.items(first)[0], task.chunks.items(last - 1)[1]
+        return 0, size(self, slot.dataset).n
+
+    def leaves_of(self, task: TaskRun, slot: Input, first: int, last: int) -> Iterator[Leaf]:
+        """Yield what the jobs ``[first, last)`` read through one slot."""
+        return leaves(self, slot.dataset, *self._items(task, slot, first, last))
+
+    def _needs(self, task: TaskRun, first: int, last: int) -> Iterator[tuple[int, int, int, bool]]:
+        """Yield (upstream task, lo, hi, lenient) for the jobs ``[first, last)``.
+
+        ``lenient``: the slot takes lists, which may go without absent items.
+        """
+        for slot in task.spec.inputs:
+            lenient = slot.mode == "whole" or (slot.mode == "mapped" and task.spec.lists)
+            for leaf in self.leaves_of(task, slot, first, last):
+                if isinstance(leaf.of, Output):
+                    yield leaf.of.task, leaf.lo, leaf.hi, lenient
+        for job in range(first, last) if task.spec.edges else ():
+            for upstream in task.spec.edges[job]:
+                yield task.spec.id, upstream, upstream + 1, False
+
+    def _reading(self, consumer: TaskRun, number: int, lo: int, hi: int) -> Iterator[tuple[int, int]]:
+        """Yield ranges of jobs of ``consumer`` that read the jobs ``[lo, hi)`` of a task."""
+        if consumer.chunks is None:
+            return
+        if consumer.spec.id == number:
+            yield lo + 1, consumer.n
+            return
+        if any(number in makers(barrier) for barrier in consumer.spec.after):
+            yield 0, consumer.n
+            return
+        for slot in consumer.spec.inputs:
+            for a, b in readers(self, slot.dataset, number, lo, hi):
+                if slot.mode != "mapped":
+                    yield 0, consumer.n
+                    break
+                first, last = consumer.chunks.jobs(a, b)
+                yield first, min(last, consumer.n)
+
+    def _barrier(self, task: TaskRun) -> Verdict:
+        """Judge the barriers of a task."""
+        for barrier in task.spec.after:
+            for maker in makers(barrier):
+                upstream = self.tasks[maker]
+                if not upstream.terminal:
+                    return "wait"
+                if upstream.status not in (TaskStatus.DONE, TaskStatus.FINISHED):
+                    return "close"
+        return "go"
+
+    def _evaluate(self, task: TaskRun, job: int) -> tuple[Verdict, str]:
+        """Judge one job: can it go, must it wait, or will it never run?"""
+        barrier = self._barrier(task)
+        if barrier != "go":
+            return barrier, "a task it must come after did not succeed"
+        verdict: Verdict = "go"
+        for number, lo, hi, lenient in self._needs(task, job, job + 1):
+            one, reason = self._evaluate_need(task, number, lo, hi, lenient)
+            if one in ("close", "excuse"):
+                return one, reason
+            if one == "wait":
+                verdict = "wait"
+        return verdict, ""
+
+    def _evaluate_need(
+        self, task: TaskRun, number: int, lo: int, hi: int, lenient: bool
+    ) -> tuple[Verdict, str]:
+        upstream = self.tasks[number]
+        if upstream.absent and not lenient and not upstream.absent.isdisjoint(range(lo, hi)):
+            return "excuse", f"{upstream.spec.name} ended this branch early"
+        bad = upstream.table.first(self._lacking(task, upstream), lo, hi)
+        if bad is None:
+            return "go", ""
+        ranges = upstream.table.jobs_in((FAILED, CANCELLED, CLOSED), lo, hi)
+        if not ranges:
+            return "wait", ""
+        if not (lenient and upstream.spec.goal < 1 and hi - lo > 1):
+            job = ranges[0].start
+            status = upstream.table.status(job)
+            excused = status is JobStatus.CLOSED and upstream.excused
+            return "excuse" if excused else "close", f"{upstream.spec.name}[{job}] is {status}"
+        if not upstream.terminal:
+            return "wait", ""
+        if upstream.status is TaskStatus.FINISHED and upstream.table.jobs_in((FINISHED,), lo, hi):
+            return "go", ""
+        return "close", f"{upstream.spec.name} is {upstream.status}"
+
+    def _lacking(self, task: TaskRun, upstream: TaskRun) -> re.Pattern[bytes]:
+        """Return the pattern of upstream states that hold a job up.
+
+        Where both run on one executor a job may be sent ahead of inputs that are in flight:
+        the edge is in the Dask graph. Elsewhere its inputs must be persisted first.
+        """
+        return NOT_COMING if self._executor(task) == self._executor(upstream) else NOT_FINISHED
+
+    def _executor(self, task: TaskRun) -> str:
+        return task.spec.executor or self._default
+
+    # --- loops --------------------------------------------------------------------------
+
+    def _advance_loops(self) -> bool:
+        return any([self._advance(loop) for loop in list(self._loops.values())])
+
+    def _advance(self, loop: LoopRun) -> bool:
+        if loop.result is not None or loop.dead:
+            return False
+        guards = loop.spec.guards
+        if any(self.tasks[gate].truth is not wanted for gate, wanted in guards):
+            return False
+        if loop.iteration < 0:
+            self._iterate(loop, loop.spec.state)
+            return True
+        if loop.gate is None:
+            return self._advance_unjudged(loop)
+        gate = self.tasks[loop.gate]
+        if not gate.terminal:
+            return False
+        if gate.truth is None:
+            loop.dead = True
+        elif gate.truth or loop.iteration + 1 >= loop.spec.max_iterations:
+            loop.result = loop.current
+        else:
+            assert loop.current is not None
+            self._iterate(loop, loop.current)
+        return True
+
+    def _advance_unjudged(self, loop: LoopRun) -> bool:
+        if loop.iteration + 1 >= loop.spec.max_iterations:
+            loop.result = loop.current
+            return True
+        if any(self.tasks[number].table.terminal() for number in loop.tasks):
+            assert loop.current is not None
+            self._iterate(loop, loop.current)
+            return True
+        if any(self.tasks[n].terminal and not self.tasks[n].n for n in loop.tasks):
+            loop.dead = True
+            return True
+        return False
+
+    def _iterate(self, loop: LoopRun, state: Dataset) -> None:
+        """Turn the template into the tasks of the next iteration."""
+        loop.iteration += 1
+        first = len(self.tasks)
+        number = {spec.id: first + k for k, spec in enumerate(loop.spec.body)}
+        inner = {spec.id: len(self._loops) + k for k, spec in enumerate(loop.spec.loops)}
+        names = _Renaming(number, inner, {loop.spec.state_id: state})
+        for spec in loop.spec.loops:
+            self._loops[inner[spec.id]] = LoopRun(names.loop(spec, loop.iteration))
+        for spec in loop.spec.body:
+            made = names.task(spec, (loop.spec.id, loop.iteration))
+            self._add(made)
+            self._out.append(cmd.TaskAdded(self._now, made))
+        loop.tasks = tuple(number.values())
+        loop.gate = None if loop.spec.gate is None else number[loop.spec.gate]
+        loop.current = names.dataset(loop.spec.result)
+        self._adopt_consumers(loop, state)
+        self._reorder()
+
+    def _adopt_consumers(self, loop: LoopRun, state: Dataset) -> None:
+        """Who reads the loop's end reads, by way of it, whatever its last iteration made."""
+        assert loop.current is not None
+        users = [t for t in self.tasks.values() if _uses_loop(t.spec, loop.spec.id)]
+        for maker in set(makers(loop.current)):
+            for user in users:
+                if user.spec.id not in self.tasks[maker].consumers:
+                    self.tasks[maker].consumers.append(user.spec.id)
+                user.depth = max(user.depth, self.tasks[maker].depth + 1)
+
+    def _loops_go_on(self) -> bool:
+        return any(
+            loop.result is None
+            and not loop.dead
+            and loop.iteration >= 0
+            and (loop.gate is None or self.tasks[loop.gate].truth is not None)
+            and not self._cancelled
+            for loop in self._loops.values()
+        )
+
+
+def _uses_loop(spec: TaskSpec, loop: int) -> bool:
+    datasets = [slot.dataset for slot in spec.inputs] + list(spec.after)
+    return any(_mentions(dataset, loop) for dataset in datasets)
+
+
+def _mentions(dataset: Dataset, loop: int) -> bool:
+    match dataset:
+        case LoopEnd(loop=number):
+            return number == loop
+        case Cross(parts=parts) | Concat(parts=parts):
+            return any(_mentions(part, loop) for part in parts)
+        case CrossPart(cross=cross):
+            return _mentions(cross, loop)
+        case Choice(then=then, otherwise=otherwise):
+            return _mentions(then, loop) or _mentions(otherwise, loop)
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Renaming:
+    """From a loop's template to the tasks of one iteration."""
+
+    tasks: dict[int, int]
+    loops: dict[int, int]
+    states: dict[int, Dataset]
+
+    def dataset(self, dataset: Dataset) -> Dataset:
+        match dataset:
+            case Source(id=source):
+                return self.states.get(source, dataset)
+            case Output(task=task):
+                return Output(self.tasks.get(task, task))
+            case Scattered(task=task):
+                return Scattered(self.tasks.get(task, task))
+            case Cross(parts=parts):
+                return Cross(tuple(self.dataset(part) for part in parts))
+            case CrossPart(cross=cross, part=part):
+                inner = self.dataset(cross)
+                assert isinstance(inner, Cross)
+                return CrossPart(inner, part)
+            case Concat(parts=parts):
+                return Concat(tuple(self.dataset(part) for part in parts))
+            case Choice(gate=gate, then=then, otherwise=otherwise):
+                new = self.tasks.get(gate, gate)
+                return Choice(new, self.dataset(then), self.dataset(otherwise))
+            case LoopEnd(loop=loop):
+                return LoopEnd(self.loops.get(loop, loop))
+
+    def _guards(self, guards: tuple[tuple[int, bool], ...]) -> tuple[tuple[int, bool], ...]:
+        return tuple((self.tasks.get(gate, gate), wanted) for gate, wanted in guards)
+
+    def task(self, spec: TaskSpec, iteration: tuple[int, int]) -> TaskSpec:
+        return replace(
+            spec,
+            id=self.tasks[spec.id],
+            name=f"{spec.name}@{iteration[1]}",
+            inputs=tuple(replace(s, dataset=self.dataset(s.dataset)) for s in spec.inputs),
+            after=tuple(self.dataset(barrier) for barrier in spec.after),
+            guards=self._guards(spec.guards),
+            iteration=iteration,
+        )
+
+    def loop(self, spec: LoopSpec, iteration: int) -> LoopSpec:
+        """Rename what an inner loop reads from outside; its own template stays."""
+        return replace(
+            spec,
+            id=self.loops[spec.id],
+            name=f"{spec.name}@{iteration}",
+            state=self.dataset(spec.state),
+            body=tuple(
+                replace(
+                    inner,
+                    name=f"{inner.name}@{iteration}",
+                    inputs=tuple(replace(s, dataset=self.dataset(s.dataset)) for s in inner.inputs),
+                    after=tuple(self.dataset(barrier) for barrier in inner.after),
+                    guards=self._guards(inner.guards),
+                )
+                for inner in spec.body
+            ),
+            guards=self._guards(spec.guards),
+        )
+

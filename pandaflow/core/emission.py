@@ -1,0 +1,299 @@
+"""What goes next: the jobs to hand over now, in which bundles, to which executor.
+
+Priority first, then deepest first: a chain is driven to its end before its next chunk is begun,
+so outputs of intermediate stages live shortly. Root jobs are sent a window ahead; jobs
+whose inputs are in flight follow at once, as nodes with edges, and Dask starts them without
+asking here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pandaflow.core import commands as cmd
+from pandaflow.core.binding import Binding
+from pandaflow.core.jobtable import (
+    BLOCKED,
+    CANCELLED,
+    CLOSED,
+    FAILED,
+    FRESH,
+    NOT_FRESH,
+    PENDING,
+    QUEUED,
+    READY,
+    SENT,
+)
+from pandaflow.core.model import Jobs, Output, Resources, compact
+from pandaflow.core.sizing import MAX_OUTSTANDING, bundle_size, window
+from pandaflow.core.status import JobStatus, RunStatus, TaskStatus
+from pandaflow.core.taskrun import BundleRun, TaskRun
+
+_SENDABLE = frozenset({TaskStatus.READY, TaskStatus.SCOUTING, TaskStatus.RUNNING})
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """Jobs that may travel together."""
+
+    jobs: Jobs
+    resources: Resources
+
+
+class Emission(Binding):
+    """Picks and sends bundles."""
+
+    def _emit(self) -> None:
+        if self.status is not RunStatus.RUNNING:
+            return
+        while any(self._send_next(task) for task in self._order):
+            pass
+
+    def _send_next(self, task: TaskRun) -> bool:
+        """Send one bundle of a task, if there is one to send and room for it."""
+        if task.status not in _SENDABLE or len(self._bundles) >= MAX_OUTSTANDING:
+            return False
+        executor = self._executor(task)
+        slots = self._slots.get(executor, 0)
+        if not slots or (not task.pace.measured and task.nodes >= window(slots)):
+            return False
+        task.due(self._now)
+        pick = self._pick(task, slots)
+        if pick is None:
+            return False
+        needs = self._bundles_for(task, pick.jobs)
+        waiting = sum(1 for need in needs if need in self._bundles)
+        if not waiting and self._runnable[executor] >= window(slots):
+            self._put_back(task, pick)
+            return False
+        attempt = task.table.ended[pick.jobs[0]] + 1
+        self._send(task, pick.jobs, attempt, pick.resources, needs=needs)
+        return True
+
+    # --- picking ------------------------------------------------------------------------
+
+    def _pick(self, task: TaskRun, slots: int) -> Pick | None:
+        if task.queue:
+            pick = self._pick_queued(task, slots)
+            if pick is not None:
+                return pick
+        return self._pick_fresh(task, slots)
+
+    def _put_back(self, task: TaskRun, pick: Pick) -> None:
+        if task.table.state[pick.jobs[0]] == QUEUED:
+            task.queue.extendleft(reversed(pick.jobs))
+
+    def _pick_queued(self, task: TaskRun, slots: int) -> Pick | None:
+        """Take jobs that are tried again: alike in attempt and resources."""
+        queue, table = task.queue, task.table
+        room = bundle_size(task.pace, max(1, len(queue)), slots)
+        jobs: list[int] = []
+        while queue and len(jobs) < room:
+            job = queue[0]
+            if table.state[job] != QUEUED:  # cancelled meanwhile
+                queue.popleft()
+                continue
+            if jobs and not self._alike(task, jobs[0], job):
+                break
+            room = min(room, task.limits.get(job, room))
+            if len(jobs) >= room:
+                break
+            jobs.append(queue.popleft())
+        if not jobs:
+            return None
+        return Pick(compact(sorted(jobs)), task.resources(jobs[0]))
+
+    def _alike(self, task: TaskRun, one: int, other: int) -> bool:
+        same_attempt = task.table.ended[one] == task.table.ended[other]
+        return same_attempt and task.resources(one) == task.resources(other)
+
+    def _pick_fresh(self, task: TaskRun, slots: int) -> Pick | None:
+        """Take the next jobs that were never sent and whose inputs exist or are coming."""
+        table = task.table
+        while True:
+            if task.waits_on is not None and self._still_waits(task):
+                return None
+            first = table.first(FRESH, task.cursor, task.n)
+            if first is None:
+                task.cursor = task.n
+                return None
+            task.cursor = first
+            if task.status is TaskStatus.SCOUTING and first >= task.spec.scouts:
+                return None
+            remaining = table.counts[READY] + table.counts[PENDING]
+            last = first + (1 if task.spec.edges else bundle_size(task.pace, remaining, slots))
+            if task.status is TaskStatus.SCOUTING or self._wants_scouts(task):
+                last = first + 1
+            stop = table.first(NOT_FRESH, first, min(last, task.n))
+            last = min(last, task.n) if stop is None else stop
+            last = self._same_attempt(task, first, last)
+            last = self._coming(task, first, last)
+            if last > first:
+                return Pick(range(first, last), task.resources(first))
+            if task.waits_on is not None:
+                return None
+            if task.table.first(FRESH, first, first + 1) is not None:
+                return None
+
+    def _wants_scouts(self, task: TaskRun) -> bool:
+        return task.status is TaskStatus.READY and task.spec.scouts > 0
+
+    def _same_attempt(self, task: TaskRun, first: int, last: int) -> int:
+        ended = task.table.ended
+        if last - first == 1 or len(set(ended[first:last])) == 1:
+            return last
+        return next(job for job in range(first, last) if ended[job] != ended[first])
+
+    def _still_waits(self, task: TaskRun) -> bool:
+        assert task.waits_on is not None
+        number, job = task.waits_on
+        if FRESH.match(self.tasks[number].table.state, job):
+            return True
+        task.waits_on = None
+        return False
+
+    def _coming(self, task: TaskRun, first: int, last: int) -> int:
+        """Return up to where the jobs ``[first, last)`` can go, from the first on.
+
+        Settles the first job when it cannot go: notes what it waits for, blocks or closes it.
+        """
+        if self._barrier(task) == "wait":
+            return first
+        if self._all_coming(task, first, last):
+            return last
+        if last - first > 1:
+            # Bisect: the good prefix is usually all or most of it.
+            low, high = first, last
+            while high - low > 1:
+                middle = (low + high) // 2
+                if self._all_coming(task, first, middle):
+                    low = middle
+                else:
+                    high = middle
+            if low > first:
+                return low
+        self._settle_first(task, first)
+        return first
+
+    def _all_coming(self, task: TaskRun, first: int, last: int) -> bool:
+        for number, lo, hi, lenient in self._needs(task, first, last):
+            upstream = self.tasks[number]
+            if upstream.absent and not lenient:
+                if not upstream.absent.isdisjoint(range(lo, hi)):
+                    return False
+            if upstream.table.first(self._lacking(task, upstream), lo, hi) is not None:
+                return False
+        return self._barrier(task) == "go"
+
+    def _settle_first(self, task: TaskRun, job: int) -> None:
+        verdict, reason = self._evaluate(task, job)
+        if verdict in ("close", "excuse"):
+            self._close(task, range(job, job + 1), reason, excused=verdict == "excuse")
+        elif verdict == "wait":
+            task.waits_on = self._unsent_need(task, job)
+            if task.waits_on is None:
+                task.table.move((job,), BLOCKED)
+        else:
+            # Within its goal: some inputs are gone, and the job goes with the others.
+            task.table.move((job,), QUEUED)
+            self._moved(
+                task, range(job, job + 1), JobStatus.PENDING, JobStatus.READY, reason="inputs exist"
+            )
+            task.queue.append(job)
+
+    def _unsent_need(self, task: TaskRun, job: int) -> tuple[int, int] | None:
+        for number, lo, hi, _ in self._needs(task, job, job + 1):
+            fresh = self.tasks[number].table.first(FRESH, lo, hi)
+            if fresh is not None:
+                return number, fresh
+        return None
+
+    # --- sending ------------------------------------------------------------------------
+
+    def _bundles_for(self, task: TaskRun, jobs: Jobs) -> tuple[int, ...]:
+        """Return the bundles that hold, or will hold, what these jobs read."""
+        found: set[int] = set()
+        spans = [(jobs[0], jobs[-1] + 1)] if isinstance(jobs, range) else [(j, j + 1) for j in jobs]
+        for first, last in spans:
+            for number, lo, hi, _ in self._needs(task, first, last):
+                found |= self.tasks[number].table.bundles(lo, hi)
+            for slot in task.spec.inputs:
+                for leaf in self.leaves_of(task, slot, first, last):
+                    if not isinstance(leaf.of, Output) and hasattr(leaf.of, "task"):
+                        upstream = self.tasks[leaf.of.task]
+                        for job in upstream.arrivals.jobs_of(leaf.lo, leaf.hi):
+                            found.add(upstream.table.bundle[job])
+        found.discard(-1)
+        return tuple(sorted(found))
+
+    def _send(
+        self,
+        task: TaskRun,
+        jobs: Jobs,
+        attempt: int,
+        resources: Resources,
+        *,
+        needs: tuple[int, ...],
+        join: int | None = None,
+    ) -> None:
+        number, executor = self.next_bundle, self._executor(task)
+        self.next_bundle += 1
+        start = task.table.status(jobs[0])
+        task.table.move(jobs, SENT)
+        task.table.place(jobs, number)
+        waiting = [need for need in needs if need in self._bundles]
+        bundle = BundleRun(
+            id=number,
+            task=task.spec.id,
+            jobs=jobs,
+            attempt=attempt,
+            executor=executor,
+            needs=needs,
+            waiting=len(waiting),
+        )
+        self._bundles[number] = bundle
+        self._held[number] = (task.spec.id, jobs)
+        task.nodes += 1
+        for need in needs:
+            self._readers[need] += 1
+        for need in waiting:
+            self._dependents.setdefault(need, []).append(number)
+        if not waiting:
+            self._runnable[executor] += 1
+        self._begin(task)
+        self._out.append(
+            cmd.BundleSent(self._now, number, task.spec.id, jobs, attempt, start, executor)
+        )
+        self._out.append(
+            cmd.EmitBundle(
+                bundle=number,
+                task=task.spec.id,
+                jobs=jobs,
+                attempt=attempt,
+                executor=executor,
+                resources=resources,
+                needs=needs,
+                absent=self._absent(task, jobs),
+                join=join,
+                priority=(task.spec.priority, task.depth, -jobs[0] if task.spec.edges else 0),
+            )
+        )
+
+    def _begin(self, task: TaskRun) -> None:
+        if task.status is TaskStatus.READY:
+            scouting = 0 < task.spec.scouts < task.n
+            finish = TaskStatus.SCOUTING if scouting else TaskStatus.RUNNING
+            self._move_task(task, finish, "first jobs sent")
+
+    def _absent(self, task: TaskRun, jobs: Jobs) -> tuple[tuple[int, int], ...]:
+        """Return upstream jobs that are left out of these jobs' lists."""
+        out: list[tuple[int, int]] = []
+        for number, lo, hi, lenient in self._needs(task, jobs[0], jobs[-1] + 1):
+            upstream = self.tasks[number]
+            if not lenient:
+                continue
+            out += [(number, job) for job in upstream.absent if lo <= job < hi]
+            if upstream.status is TaskStatus.FINISHED:
+                for piece in upstream.table.jobs_in((FAILED, CANCELLED, CLOSED), lo, hi):
+                    out += [(number, job) for job in piece]
+        return tuple(sorted(set(out)))

@@ -1,0 +1,70 @@
+"""How many jobs go into one bundle, and how far ahead jobs are sent.
+
+A Dask node costs milliseconds whatever it does, so short jobs share one; a bundle is aimed at
+half a second of work, because a bundle is also the unit of stealing, of loss and of
+partial chaining. Long jobs are one per node. Nothing is assumed: until a job of the
+task has been measured its bundles hold one job.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+#: Seconds of work aimed at in one bundle.
+TARGET_S = 0.5
+#: Jobs in one bundle at most: they share one report and one file.
+MAX_JOBS = 1000
+#: A bundle that takes longer than this returns what it has.
+PATIENCE_S = 1.0
+#: Seconds of work below which splitting a tail over more slots does not pay.
+WORTH_S = 0.02
+#: Weight of the newest bundle in the running mean.
+_WEIGHT = 0.3
+#: Nodes in flight at most, those included that wait for others.
+MAX_OUTSTANDING = 5000
+
+
+@dataclass(slots=True)
+class Pace:
+    """Measured duration of a task's jobs.
+
+    Attributes
+    ----------
+    mean : float
+        Running mean in seconds; 0 until measured.
+    measured : int
+        Jobs measured.
+    """
+
+    mean: float = 0.0
+    measured: int = 0
+
+    def add(self, walls: Sequence[float]) -> None:
+        """Take in the durations of the jobs of one bundle, in seconds."""
+        if not walls:
+            return
+        mean = max(math.fsum(walls) / len(walls), 1e-7)
+        weight = 1.0 if not self.measured else max(_WEIGHT, len(walls) / (self.measured + len(walls)))
+        self.mean += weight * (mean - self.mean)
+        self.measured += len(walls)
+
+
+def bundle_size(pace: Pace, remaining: int, slots: int) -> int:
+    """Return how many of ``remaining`` jobs the next bundle takes.
+
+    Aims at ``TARGET_S`` seconds, and towards the end at an even share for each slot (guided
+    self-scheduling: remaining / (2 x slots)).
+    """
+    if not pace.measured:
+        return 1
+    aimed = int(min(MAX_JOBS, max(1.0, TARGET_S / pace.mean)))
+    share = -(-remaining // (2 * max(1, slots)))
+    worth = int(min(MAX_JOBS, max(1.0, WORTH_S / pace.mean)))
+    return max(1, min(aimed, max(share, worth), remaining))
+
+
+def window(slots: int) -> int:
+    """Return how many runnable nodes are kept at an executor with ``slots`` slots."""
+    return 3 * slots + 4
