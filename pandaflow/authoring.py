@@ -247,11 +247,13 @@ class Trace:
         number = len(self.sources)
         spec = replace(source.spec, id=number)
         if spec.kind in ("items", "stream"):
-            spec = replace(spec, blob=self.blob(f"items-{number}", _frames(source)))
+            count = len(source.items or ())
+            spec = replace(spec, n=count, blob=self.blob(f"items-{number}", _frames(source)))
         self.sources.append(spec)
         self._adopted[id(source)] = (number, source)  # the reference keeps id() unique
         if spec.kind == "stream":
             self.streams[number] = source
+            source.sent = spec.n  # type: ignore[attr-defined]
         return number
 
     def blob(self, name: str, data: bytes) -> str:
@@ -552,7 +554,7 @@ class _Arguments:
         number = trace.next_id()
         name = trace.unique(options.name)
         payload = task.payload(self._args, self._kwargs)
-        token = self._token(payload)
+        token = self._token()
         spec = TaskSpec(
             id=number,
             name=name,
@@ -572,11 +574,10 @@ class _Arguments:
         kind = task.annotations().get("return", UNKNOWN)
         return Placed(name, Output(number), length=length, single=single, type=kind)
 
-    def _token(self, payload: bytes) -> str:
-        upstream = repr([(given.dataset, given.mode) for given in self._inputs]).encode()
-        static = hashlib.blake2b(payload, digest_size=8).digest()
-        mixed = hashlib.blake2b(self._task.token().encode() + upstream + static, digest_size=6)
-        return mixed.hexdigest()
+    def _token(self) -> str:
+        """Hash code and static arguments: what the values depend on besides the items."""
+        static = cast(bytes, cloudpickle.dumps((self._args, self._kwargs)))
+        return hashlib.blake2b(self._task.token().encode() + static, digest_size=8).hexdigest()
 
     def _jobs(self) -> tuple[int | None, bool, int | None]:
         """Return (number of jobs or None, whether it is one by construction, static number)."""
@@ -963,7 +964,7 @@ def job_graph(
     Returns
     -------
     Collection
-        One value: ``{name: value}``.
+        As a result ``{name: value}``; mapped over, the values in topological order.
     """
     trace = active_trace("pf.job_graph")
     parsed = {str(name): _parse_node(name, node) for name, node in nodes.items()}

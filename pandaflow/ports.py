@@ -209,6 +209,8 @@ class Assignment:
     spec : BundleSpec
     payload : str
         Name of the pickled payload in the run's results.
+    code : bytes
+        The pickled payload itself.
     deps : tuple of (int, str)
         For each dependency, in the order that ``spec.outputs`` counts them: the bundle and
         the place of its persisted values ("" while it is still in flight on this executor).
@@ -217,24 +219,21 @@ class Assignment:
     emit: EmitBundle
     spec: BundleSpec
     payload: str
+    code: bytes
     deps: tuple[tuple[int, str], ...] = ()
 
 
 Report = Callable[[Event], None]
 
 
-class Executor(Protocol):
-    """Runs bundles somewhere.
+class Session(Protocol):
+    """One run's use of an executor.
 
-    ``submit``, ``cancel`` and ``release`` return at once and are called from one thread only;
+    ``submit``, ``cancel`` and ``release`` return soon and are called from one thread only;
     outcomes come back through ``report`` (thread-safe) as ``BundleStarted``, ``BundleEnded`` or
-    ``BundleLost`` events, exactly one ending for every bundle submitted and not cancelled.
-    ``submit`` is idempotent by (run, bundle).
+    ``BundleLost`` events, at least one ending for every bundle submitted and not cancelled
+    (later ones are ignored).
     """
-
-    def start(self, run_id: str, results: str, report: Report) -> int:
-        """Get ready for a run; return the number of slots."""
-        ...
 
     def submit(self, assignments: Sequence[Assignment]) -> None:
         """Run bundles as their dependencies come to exist, highest priority first."""
@@ -248,6 +247,23 @@ class Executor(Protocol):
         """Forget values kept in memory; they stay in the result store."""
         ...
 
-    def stop(self, *, kill: bool = False) -> None:
-        """The run has ended: free what was started for it. ``kill``: payloads may still run."""
+    def close(self, *, kill: bool = False) -> None:
+        """The run has ended. ``kill``: payloads may still run; none does when this returns."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs bundles somewhere; may serve several runs at once."""
+
+    def open(self, run_id: str, results: str, report: Report) -> Session:
+        """Begin to work for a run.
+
+        Reports ``SlotsChanged`` (with an empty executor name, which the runner fills in)
+        before it returns, and again whenever the number of slots changes.
+
+        Raises
+        ------
+        SiteError
+            The site cannot be reached.
+        """
         ...

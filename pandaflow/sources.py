@@ -134,6 +134,7 @@ class Stream(SourceCollection):
 
     def __init__(self, name: str) -> None:
         super().__init__(SourceSpec(id=0, name=name, kind="stream"), [], length=None)
+        self.sent = 0
         self._lock = threading.Lock()
         self._closed = False
         self._feed: Callable[[Sequence[Any], bool], None] | None = None

@@ -127,6 +127,18 @@ class Binding:
         """A loop's last state."""
         return self._loops[loop].result
 
+    def jobs_of(self, bundle: int) -> Jobs:
+        """Return the jobs whose values a bundle holds."""
+        return self._held[bundle][1]
+
+    def in_flight(self, bundle: int) -> bool:
+        """Whether somebody still has to report on a bundle."""
+        return bundle in self._bundles
+
+    def bundles_in_flight(self) -> list[BundleRun]:
+        """Return the bundles that somebody still has to report on."""
+        return list(self._bundles.values())
+
     # --- tasks --------------------------------------------------------------------------
 
     def _add(self, spec: TaskSpec) -> TaskRun:
@@ -383,24 +395,38 @@ class Binding:
         self, task: TaskRun, number: int, lo: int, hi: int, lenient: bool
     ) -> tuple[Verdict, str]:
         upstream = self.tasks[number]
-        if upstream.absent and not lenient and not upstream.absent.isdisjoint(range(lo, hi)):
-            return "excuse", f"{upstream.spec.name} ended this branch early"
-        bad = upstream.table.first(self._lacking(task, upstream), lo, hi)
-        if bad is None:
+        lacking = self._lacking(task, upstream)
+        if upstream.table.first(lacking, lo, hi) is None:
             return "go", ""
-        ranges = upstream.table.jobs_in((FAILED, CANCELLED, CLOSED), lo, hi)
-        if not ranges:
+        gone = upstream.table.jobs_in((FAILED, CANCELLED, CLOSED), lo, hi)
+        if not gone:
             return "wait", ""
-        if not (lenient and upstream.spec.goal < 1 and hi - lo > 1):
-            job = ranges[0].start
-            status = upstream.table.status(job)
-            excused = status is JobStatus.CLOSED and upstream.excused
-            return "excuse" if excused else "close", f"{upstream.spec.name}[{job}] is {status}"
+        verdict, reason = self._tolerate(upstream, gone, lenient)
+        if verdict != "go":
+            return verdict, reason
+        if sum(map(len, gone)) == hi - lo:
+            return "excuse", f"none of the jobs of {upstream.spec.name} that it reads gave anything"
+        edges = [lo, *(edge for piece in gone for edge in (piece.start, piece.stop)), hi]
+        for a, b in zip(edges[::2], edges[1::2], strict=True):
+            if upstream.table.first(lacking, a, b) is not None:
+                return "wait", ""
+        return "go", ""
+
+    def _tolerate(
+        self, upstream: TaskRun, gone: list[range], lenient: bool
+    ) -> tuple[Verdict, str]:
+        """Judge whether a job may go without the outputs of the jobs ``gone``."""
+        name = upstream.spec.name
+        culprit = next((j for piece in gone for j in piece if j not in upstream.excused), None)
+        if culprit is None:
+            return ("go", "") if lenient else ("excuse", f"{name} ended this branch early")
+        if not lenient or upstream.spec.goal >= 1:
+            return "close", f"{name}[{culprit}] is {upstream.table.status(culprit)}"
         if not upstream.terminal:
             return "wait", ""
-        if upstream.status is TaskStatus.FINISHED and upstream.table.jobs_in((FINISHED,), lo, hi):
+        if upstream.status is TaskStatus.FINISHED:
             return "go", ""
-        return "close", f"{upstream.spec.name} is {upstream.status}"
+        return "close", f"{name} is {upstream.status}"
 
     def _lacking(self, task: TaskRun, upstream: TaskRun) -> re.Pattern[bytes]:
         """Return the pattern of upstream states that hold a job up.

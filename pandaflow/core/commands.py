@@ -155,7 +155,8 @@ class JobsMoved:
     failure : Failure or None
         Why the attempt failed.
     not_before : float
-        For a job that waits out a back-off: when it may go.
+        For a job that waits out a back-off: when it may go. -1 for a closed job: nobody is at
+        fault (a branch ended early), and the task may be ``done`` without it.
     wall, cpu : float
         Seconds of the failed attempt, where known.
     """

@@ -95,6 +95,9 @@ class Emission(Binding):
                 continue
             if jobs and not self._alike(task, jobs[0], job):
                 break
+            if not self._can_go(task, job):
+                queue.popleft()
+                continue
             room = min(room, task.limits.get(job, room))
             if len(jobs) >= room:
                 break
@@ -102,6 +105,21 @@ class Emission(Binding):
         if not jobs:
             return None
         return Pick(compact(sorted(jobs)), task.resources(jobs[0]))
+
+    def _can_go(self, task: TaskRun, job: int) -> bool:
+        """Check the inputs of a queued job once more: they may have been lost meanwhile."""
+        if not task.spec.inputs and not task.spec.edges:
+            return True
+        verdict, reason = self._evaluate(task, job)
+        if verdict == "go":
+            return True
+        one = range(job, job + 1)
+        task.table.move(one, PENDING)
+        task.table.move(one, BLOCKED)
+        self._moved(task, one, JobStatus.READY, JobStatus.PENDING, reason="an input is made again")
+        if verdict != "wait":
+            self._close(task, one, reason, excused=verdict == "excuse")
+        return False
 
     def _alike(self, task: TaskRun, one: int, other: int) -> bool:
         same_attempt = task.table.ended[one] == task.table.ended[other]
@@ -176,11 +194,8 @@ class Emission(Binding):
         return first
 
     def _all_coming(self, task: TaskRun, first: int, last: int) -> bool:
-        for number, lo, hi, lenient in self._needs(task, first, last):
+        for number, lo, hi, _ in self._needs(task, first, last):
             upstream = self.tasks[number]
-            if upstream.absent and not lenient:
-                if not upstream.absent.isdisjoint(range(lo, hi)):
-                    return False
             if upstream.table.first(self._lacking(task, upstream), lo, hi) is not None:
                 return False
         return self._barrier(task) == "go"
@@ -287,13 +302,10 @@ class Emission(Binding):
 
     def _absent(self, task: TaskRun, jobs: Jobs) -> tuple[tuple[int, int], ...]:
         """Return upstream jobs that are left out of these jobs' lists."""
-        out: list[tuple[int, int]] = []
+        out: set[tuple[int, int]] = set()
         for number, lo, hi, lenient in self._needs(task, jobs[0], jobs[-1] + 1):
             upstream = self.tasks[number]
-            if not lenient:
-                continue
-            out += [(number, job) for job in upstream.absent if lo <= job < hi]
-            if upstream.status is TaskStatus.FINISHED:
+            if lenient and (upstream.excused or upstream.status is TaskStatus.FINISHED):
                 for piece in upstream.table.jobs_in((FAILED, CANCELLED, CLOSED), lo, hi):
-                    out += [(number, job) for job in piece]
-        return tuple(sorted(set(out)))
+                    out |= {(number, job) for job in piece}
+        return tuple(sorted(out))

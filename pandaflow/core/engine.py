@@ -153,8 +153,6 @@ class Engine(Emission):
                 event.at, bundle.id, task.spec.id, jobs, bundle.attempt, finished, event
             )
         )
-        for position in event.skipped:
-            task.absent.add(jobs[position])
         self._scatter(task, event, jobs, finished)
         if task.spec.gate and finished:
             task.truth = bool(event.truth)
@@ -190,6 +188,9 @@ class Engine(Emission):
         if event.unstarted:
             back = compact([jobs[place] for place in event.unstarted])
             self._hand_back(task, back, bundle.id, "handed back: its bundle ran out of time")
+        for position, reason in sorted(event.skipped.items()):
+            one = range(jobs[position], jobs[position] + 1)
+            self._close(task, one, f"ended its branch early: {reason}", excused=True)
         if event.detached is not None:
             self._join(task, bundle, jobs[event.detached])
         for position, failure in sorted(event.failures.items()):
@@ -384,9 +385,9 @@ class Engine(Emission):
     def _close(self, task: TaskRun, jobs: Jobs, reason: str, *, excused: bool = False) -> None:
         for start, group in _by_state(task, jobs):
             task.table.move(group, CLOSED)
-            self._moved(task, group, start, JobStatus.CLOSED, reason=reason)
+            self._moved(task, group, start, JobStatus.CLOSED, reason=reason, excused=excused)
         if excused:
-            task.excused += len(jobs)
+            task.excused.update(jobs)
         self._gone(task, jobs)
 
     def _check_rate(self, task: TaskRun) -> None:
@@ -427,7 +428,7 @@ class Engine(Emission):
 
     def _verdict_of(self, task: TaskRun) -> tuple[TaskStatus, str]:
         counts = task.table.counts
-        wanted, finished = task.n - task.excused, counts[FINISHED]
+        wanted, finished = task.n - len(task.excused), counts[FINISHED]
         if task.spec.gate and task.truth is not None:
             return TaskStatus.DONE, "true" if task.truth else "false"
         if finished == wanted:
@@ -615,7 +616,8 @@ class Engine(Emission):
         self._move_task(task, finish, "restart" if event.restart else "retry")
         task.charged.clear()
         task.lost.clear()
-        task.excused, task.cursor, task.waits_on = 0, 0, None
+        task.excused.clear()
+        task.cursor, task.waits_on = 0, None
         for piece in pieces:
             for start, group in _by_state(task, piece):
                 self._reset(task, group, start)
@@ -641,11 +643,19 @@ class Engine(Emission):
         *,
         reason: str = "",
         bundle: int | None = None,
+        excused: bool = False,
     ) -> None:
         if jobs:
             self._out.append(
                 cmd.JobsMoved(
-                    self._now, task.spec.id, jobs, start, finish, bundle=bundle, reason=reason
+                    self._now,
+                    task.spec.id,
+                    jobs,
+                    start,
+                    finish,
+                    bundle=bundle,
+                    reason=reason,
+                    not_before=-1.0 if excused else 0.0,
                 )
             )
 
@@ -657,9 +667,10 @@ class Engine(Emission):
 
 
 def _finished(jobs: Jobs, event: ev.BundleEnded) -> Jobs:
-    if not (event.failures or event.blocked or event.unstarted) and event.detached is None:
+    odd = event.failures or event.blocked or event.unstarted or event.skipped
+    if not odd and event.detached is None:
         return jobs
-    left = {*event.failures, *event.blocked, *event.unstarted, event.detached}
+    left = {*event.failures, *event.blocked, *event.unstarted, *event.skipped, event.detached}
     return compact([job for place, job in enumerate(jobs) if place not in left])
 
 

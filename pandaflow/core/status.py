@@ -65,7 +65,7 @@ JOB_MEANING: Mapping[JobStatus, str] = {
     JobStatus.FINISHED: "succeeded, outputs committed",
     JobStatus.FAILED: "gave up: no tries left, or a rule said so",
     JobStatus.CANCELLED: "stopped by a person",
-    JobStatus.CLOSED: "never ran and never will (its inputs failed, its branch was not taken)",
+    JobStatus.CLOSED: "never ran and never will (its inputs failed), or had nothing to give",
 }
 
 TASK_MEANING: Mapping[TaskStatus, str] = {
@@ -115,6 +115,7 @@ JOB_TRANSITIONS: Mapping[tuple[JobStatus, JobStatus], str] = {
     (_J.RUNNING, _J.PENDING): "blocked: an input failed and is tried again",
     (_J.RUNNING, _J.FAILED): "attempt failed, no tries left",
     (_J.RUNNING, _J.CANCELLED): "cancel",
+    (_J.RUNNING, _J.CLOSED): "ended its branch early: nothing to give",
     (_J.HOLDING, _J.FINISHED): "outputs committed",
     (_J.HOLDING, _J.READY): "outputs could not be committed, tries left",
     (_J.HOLDING, _J.FAILED): "outputs could not be committed, no tries left",

@@ -61,10 +61,8 @@ class TaskRun:
         Jobs that ask for more than the task does.
     limits : dict of int to int
         Largest bundle a job may travel in, after a bundle with it was lost.
-    absent : set of int
-        Jobs that finished without an item (they ended their branch early).
-    excused : int
-        Jobs closed without anybody's fault.
+    excused : set of int
+        Jobs closed without anybody's fault: a branch ended early (``pandaflow.Skip``).
     waits_on : (int, int) or None
         (task, job) that must be sent before the next fresh job can be.
     nodes : int
@@ -89,8 +87,7 @@ class TaskRun:
     lost: dict[int, int] = field(default_factory=dict)
     overrides: dict[int, Resources] = field(default_factory=dict)
     limits: dict[int, int] = field(default_factory=dict)
-    absent: set[int] = field(default_factory=set)
-    excused: int = 0
+    excused: set[int] = field(default_factory=set)
     arrivals: Arrivals = field(default_factory=lambda: Arrivals([], [0]))
     cut_at: int = 0
     waits_on: tuple[int, int] | None = None

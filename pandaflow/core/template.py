@@ -1,22 +1,22 @@
-"""Payloads: a function and its arguments with holes for what the job brings."""
+"""Payloads: a function and its arguments, with marks where each job's own inputs go."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The place of dataset argument number ``index``."""
+    """Stands in a payload's arguments for the job's value of input ``number``."""
 
-    index: int
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
 class NodeRef:
-    """The value of another node of a job graph."""
+    """Stands in the arguments of a job graph's node for the value of the node ``name``."""
 
     name: str
 
@@ -25,9 +25,14 @@ class NodeRef:
 class Payload:
     """What the jobs of a task call.
 
-    ``args`` and ``kwargs`` hold :class:`Slot` marks, also inside lists, tuples and dicts.
+    Attributes
+    ----------
+    function : callable
+    args : tuple
+    kwargs : mapping or None
+        Hold :class:`Slot` marks, also inside lists, tuples and dicts.
     """
 
-    function: Callable[..., Any]
+    function: Any
     args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, Any] | None = None

@@ -1,0 +1,86 @@
+# make demo | test | lint | bench | docs | lock | clean. Needs make and Python >= 3.11.
+# Everything is installed into .venv; files in .venv/stamps remember what is done already.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+# The first that runs and is new enough (a name on the PATH may be a shim without a Python).
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMPS := $(VENV)/stamps
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+MANIFEST := pyproject.toml constraints.txt
+
+.PHONY: help demo test lint bench docs lock clean system
+
+help:
+	@echo "make demo    a small analysis, start to end, on this machine"
+	@echo "make test    lint, then all tests (as root on Debian: installs PostgreSQL first)"
+	@echo "make lint    ruff, mypy --strict, import-linter"
+	@echo "make bench   the benchmarks"
+	@echo "make docs    draw docs/states.md again from the tables"
+	@echo "make lock    write constraints.txt again from .venv"
+	@echo "make clean   remove .venv, caches and demo output"
+
+# --- environment ---------------------------------------------------------------------------
+
+$(PY):
+	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found: install one (Debian: apt-get install python3 python3-venv)" \
+	  "or name it: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make virtual environments: install python3-venv (Debian: apt-get install python3-venv)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMPS)/demo: $(MANIFEST) | $(PY)
+	$(PIP) --editable '.[hep]'
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/dev: $(MANIFEST) | $(PY)
+	$(PIP) --editable '.[dev]'
+	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/demo
+
+# What the tests use from the system. Found by hand where possible; a missing part skips tests.
+system:
+	@if command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing postgresql for the tests"; \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >/dev/null; } || \
+	    echo "postgresql could not be installed: tests marked 'postgres' will be skipped"; \
+	else \
+	  echo "no PostgreSQL server programs (initdb) here: tests marked 'postgres' will be skipped"; \
+	fi
+
+# --- goals ---------------------------------------------------------------------------------
+
+demo: $(STAMPS)/demo
+	$(PY) examples/demo.py
+
+# Tests of one file share their fixtures, so a file stays on one worker.
+test: system lint
+	$(PY) -m pytest -n 2 --dist loadfile
+
+lint: $(STAMPS)/dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+
+bench: $(STAMPS)/dev
+	$(PY) -m benchmarks
+
+docs: $(STAMPS)/demo
+	$(PY) docs/make_states.py
+
+# Only pins: no paths, no indexes, not the project itself.
+lock: $(STAMPS)/dev
+	@{ echo "# Versions that the tests ran with; written by 'make lock'."; \
+	   $(PY) -m pip --disable-pip-version-check freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' | grep -v '^pandaflow=='; \
+	} > constraints.txt.new
+	@mv constraints.txt.new constraints.txt
+	@touch -r constraints.txt $(STAMPS)/dev $(STAMPS)/demo
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .pandaflow demo-output dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

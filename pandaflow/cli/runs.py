@@ -1,0 +1,182 @@
+"""Commands that start something: ``run``, ``demo``, ``resume`` and ``retry``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pandaflow.cli import loading, parameters
+from pandaflow.cli.options import (
+    executor_of,
+    json_option,
+    quiet_option,
+    store_of,
+    store_option,
+)
+from pandaflow.cli.output import echo_json
+
+if TYPE_CHECKING:
+    from pandaflow.workflows import Workflow
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def execution_options(command: F) -> F:
+    """Add the options that say where and how to run."""
+    for option in reversed(
+        [
+            click.option(
+                "--executor",
+                metavar="WHERE",
+                help="local (processes), threads, sync (no concurrency), dask:ADDRESS, or the "
+                "name of an installed one. Default: local.",
+            ),
+            click.option(
+                "--workers",
+                type=click.IntRange(1),
+                metavar="N",
+                help="Processes (local) or threads (threads). Default: the cores of this machine.",
+            ),
+            store_option,
+            click.option("--name", metavar="TEXT", help="A name for the run."),
+            json_option,
+            quiet_option,
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+class RunCommand(click.Command):
+    """Help of ``run FILE.py:WORKFLOW`` lists the workflow's own parameters too."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Show help for the target, where one is named, before anything is missing."""
+        wants = any(arg in ("-h", "--help") for arg in args)
+        target = next((arg for arg in args if loading.is_target(arg) and arg[:1] != "-"), None)
+        if wants and not ctx.resilient_parsing:
+            click.echo(self.get_help(ctx))
+            if target is not None:
+                click.echo(_parameter_help(ctx, target))
+            ctx.exit()
+        return super().parse_args(ctx, args)
+
+
+def _parameter_help(ctx: click.Context, target: str) -> str:
+    command = parameters.command_of(loading.load_target(target), target)
+    formatter = ctx.make_formatter()
+    rows = [record for p in command.params if (record := p.get_help_record(ctx)) is not None]
+    formatter.write_paragraph()
+    if command.help:
+        formatter.write_text(command.help.partition("\n\n")[0])
+    with formatter.section(f"Parameters of {target}"):
+        formatter.write_dl(rows or [("(none)", "")])
+    return formatter.getvalue().rstrip("\n")
+
+
+@click.command(
+    cls=RunCommand,
+    context_settings={"ignore_unknown_options": True},
+    epilog="Exit codes: 0 done, 1 jobs failed, 2 bad request, 130 Ctrl-C (cancelled), "
+    "143 SIGTERM (can be resumed).",
+)
+@click.argument("target", metavar="FILE.py:WORKFLOW")
+@click.argument("texts", nargs=-1, type=click.UNPROCESSED, metavar="[--PARAM VALUE]...")
+@click.option("--dry-run", is_flag=True, help="Tell what would run, and run nothing.")
+@click.option(
+    "-P",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A parameter, also one whose name is an option of this command.",
+)
+@execution_options
+@click.pass_context
+def run(
+    ctx: click.Context,
+    /,
+    target: str,
+    texts: tuple[str, ...],
+    settings: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Run a workflow.
+
+    The workflow's parameters are options: 'def zmumu(sample, bins=60)' takes --sample and
+    --bins. 'files:data/*.root' and 'items:[1, 2, 3]' are datasets.
+
+    \b
+    Examples:
+      pandaflow run analysis.py:zmumu --sample 'files:data/*.root' --bins 80
+      pandaflow run analysis.py:zmumu --help
+      pandaflow run analysis.py:zmumu --sample 'files:data/*.root' --dry-run
+      pandaflow run sweep.py --executor dask:tcp://head:8786 --json > run.json
+    """
+    workflow = loading.load_target(target)
+    words = [*texts, *parameters.split_settings(settings)]
+    args, kwargs = parameters.arguments(workflow, target, words)
+    made = loading.calling(f"workflow {workflow.name!r}", lambda: workflow(*args, **kwargs))
+    if options.pop("dry_run"):
+        show_plan(made, store_of(ctx, options["store"]), as_json=options["as_json"])
+    else:
+        start(ctx, made, **options)
+
+
+def show_plan(workflow: Workflow, store: str | None, *, as_json: bool) -> None:
+    """Tell what a run would do."""
+    plan = workflow.plan(store)
+    if as_json:
+        echo_json(plan.rows)
+    else:
+        click.echo(str(plan))
+
+
+def start(
+    ctx: click.Context, workflow: Workflow, show: Callable[[Any], str] = repr, **options: Any
+) -> None:
+    """Run a workflow, follow it, and exit with its code.
+
+    Parameters
+    ----------
+    ctx : click.Context
+    workflow : Workflow
+    show : callable
+        Makes text of the result.
+    **options
+        What :func:`execution_options` adds.
+    """
+    from pandaflow.cli import watch
+
+    try:
+        run = workflow.submit(
+            executor=executor_of(options),
+            store=store_of(ctx, options["store"]),
+            name=options["name"],
+        )
+    except KeyboardInterrupt:  # `--executor sync` runs the jobs in here
+        watch.interrupted()
+    watch.follow(run, quiet=options["quiet"])
+    watch.conclude(run, as_json=options["as_json"], show=show)
+
+
+@click.command()
+@click.option("--samples", default=24, show_default=True, type=click.IntRange(1), help="Jobs.")
+@click.option("--events", default=2000, show_default=True, type=click.IntRange(1), help="Per job.")
+@execution_options
+@click.pass_context
+def demo(ctx: click.Context, /, samples: int, events: int, **options: Any) -> None:
+    """Run a small built-in workflow: the Z peak from simulated muon pairs.
+
+    \b
+    Examples:
+      pandaflow demo
+      pandaflow demo --samples 200 --workers 2
+    """
+    from pandaflow.cli import demo as built_in
+
+    start(ctx, built_in.demo(samples=samples, events=events), show=built_in.draw, **options)
+
+
+COMMANDS: tuple[click.Command, ...] = (run, demo)

@@ -1,0 +1,628 @@
+"""Handles of runs: watch, steer and collect, from the process that drives a run or any other."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pandaflow.config import read_settings
+from pandaflow.core import commands as cmd
+from pandaflow.core.errors import PandaflowError, RunFailed, RunLocked, StoreError, WorkflowError
+from pandaflow.core.status import RUN_TERMINAL, TASK_TERMINAL, RunStatus, TaskStatus
+
+if TYPE_CHECKING:
+    from pandaflow.core.engine import Engine
+    from pandaflow.display.drawing import Picture
+    from pandaflow.gather import Gatherer
+    from pandaflow.ports import Executor
+    from pandaflow.runner import Runner
+    from pandaflow.sources import SourceCollection
+    from pandaflow.store.sql import SqlStore
+
+#: Failures that an error names.
+_NAMED = 1000
+#: Seconds between looks at the store.
+_POLL_S = 0.05
+#: Seconds that a cancelled or paused run without a driver may need to be noticed.
+_GRACE_S = 5.0
+
+JobName = str | tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """What callbacks are told: something changed its state, and that is committed.
+
+    Attributes
+    ----------
+    kind : {'run', 'task', 'job'}
+    at : float
+        Seconds since the epoch.
+    run : str
+    task : str
+    jobs : range or tuple of int
+        All the jobs that moved together; empty for runs and tasks.
+    start, finish : str
+    attempt : int
+    reason : str
+    """
+
+    kind: str
+    at: float
+    run: str
+    task: str
+    jobs: range | tuple[int, ...]
+    start: str
+    finish: str
+    attempt: int = 0
+    reason: str = ""
+
+
+# --- finding runs -----------------------------------------------------------------------
+
+
+def open_store(store: Any = None) -> SqlStore:
+    """Return a store from a URL, a path, a store or nothing (the default)."""
+    from pandaflow.store.sql import SqlStore, open_store
+
+    return store if isinstance(store, SqlStore) else open_store(store)
+
+
+def runs(store: Any = None, limit: int = 100) -> list[Run]:
+    """Return handles of the newest runs."""
+    opened = open_store(store)
+    return [Run(row["id"], opened) for row in opened.reader().runs(limit)]
+
+
+def attach(run_id: str = "last", store: Any = None) -> Run:
+    """Return a handle of a run by id, unique prefix or ``"last"``.
+
+    Raises
+    ------
+    RunNotFound
+    """
+    opened = open_store(store)
+    return Run(opened.reader().run(run_id)["id"], opened)
+
+
+def resume(
+    run_id: str = "last",
+    store: Any = None,
+    executor: Any = None,
+    executors: Mapping[str, Any] | None = None,
+) -> Run:
+    """Continue a run whose driver died; jobs that were committed do not run again.
+
+    Raises
+    ------
+    RunLocked
+        Another live process drives it.
+    """
+    run = attach(run_id, store)
+    run._drive(pick_executors(executor, executors))
+    return run
+
+
+_default: dict[str, Any] = {}
+
+
+def pick_executors(
+    executor: Any = None, executors: Mapping[str, Any] | None = None
+) -> dict[str, Executor]:
+    """Return executors by name, the default first.
+
+    Parameters
+    ----------
+    executor : executor, 'processes', 'threads', 'sync', address or name in ``executors``
+    executors : mapping of str to executor
+        Those that tasks name by ``executor="..."``.
+    """
+    named = {str(name): as_executor(value) for name, value in (executors or {}).items()}
+    if isinstance(executor, str) and executor in named:
+        return {executor: named.pop(executor), **named}
+    return {"default": as_executor(executor), **named}
+
+
+def as_executor(value: Any) -> Executor:
+    """Return an executor from an object, a word or a Dask scheduler's address."""
+    from pandaflow import executors
+
+    if value is None or value == "processes":
+        # Worker processes cost seconds to start, so runs of one process share them.
+        made: Executor = _default.setdefault("local", executors.Local())
+        return made
+    if value == "threads":
+        return executors.Local(processes=False)
+    if value == "sync":
+        return executors.Local(workers=0)
+    if isinstance(value, str) and "://" in value:
+        return executors.Dask(value)
+    if hasattr(value, "open") and not isinstance(value, str):
+        return value  # type: ignore[no-any-return]
+    if hasattr(value, "scheduler_address") or hasattr(value, "scheduler_info"):
+        return executors.Dask(value)
+    raise WorkflowError(
+        f"executor={value!r}: give pf.executors.Local(...), pf.executors.Dask(...), 'processes', "
+        "'threads', 'sync' or the address of a Dask scheduler"
+    )
+
+
+# --- a run ------------------------------------------------------------------------------
+
+
+class Run:
+    """A run of a workflow.
+
+    All that it tells is read from the store, so a handle works the same in the process that
+    drives the run, in another, and after the run's end.
+    """
+
+    def __init__(self, run_id: str, store: SqlStore) -> None:
+        self.id = run_id
+        self._store = store
+        self._reader = store.reader()
+        self._thread: threading.Thread | None = None
+        self._runner: Runner | None = None
+        self._error: BaseException | None = None
+        self._callbacks: list[Callable[[Transition], None]] = []
+        self._streams: Mapping[int, Any] = {}
+
+    # --- looking ------------------------------------------------------------------------
+
+    def summary(self) -> dict[str, Any]:
+        """Return the run with its tasks and counts as plain values."""
+        return self._reader.run(self.id)
+
+    @property
+    def name(self) -> str:
+        """The name it was given, or the workflow's."""
+        return str(self.summary()["name"])
+
+    @property
+    def status(self) -> RunStatus:
+        """Where it is now."""
+        return RunStatus(self.summary()["status"])
+
+    @property
+    def tasks(self) -> list[dict[str, Any]]:
+        """Tasks with state and counts of their jobs."""
+        return [task for task in self.summary()["tasks"] if not task["internal"]]
+
+    def jobs(
+        self, task: str | None = None, status: str | None = None, limit: int | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Yield jobs by task and index, of one task or in one state where asked."""
+        return self._reader.jobs(self.id, task=task, status=status, limit=limit)
+
+    def events(self, after: int = 0, follow: bool = False) -> Iterator[dict[str, Any]]:
+        """Yield the event log from number ``after`` on; ``follow``: until the run ends."""
+        while True:
+            over = not follow or self.status in RUN_TERMINAL
+            while page := self._reader.events(self.id, after):
+                yield from page
+                after = page[-1]["seq"]
+            if over:
+                return
+            time.sleep(4 * _POLL_S)
+
+    def explain(self, job: JobName) -> str:
+        """Tell why a job is where it is, from its story."""
+        from pandaflow.explain import explain
+
+        task, index = parse_job(job)
+        return explain(self._reader, self.id, task, index)
+
+    def logs(self, job: JobName) -> str:
+        """Return what a job printed and logged, all its attempts one after the other."""
+        task, index = parse_job(job)
+        self._row(task, index)
+        results = self._results()
+        parts = []
+        attempts = self._reader.attempts(self.id, task, index)
+        for attempt in attempts:
+            if attempt["log"] is not None:
+                text = results.read_log(attempt["bundle"], tuple(attempt["log"]))
+                head = f"--- attempt {attempt['attempt']} ---\n" if len(attempts) > 1 else ""
+                parts.append(head + text)
+        return "".join(parts)
+
+    def reproduce(self, job: JobName) -> str:
+        """Return a small script that runs one job alone, with the inputs it had."""
+        from pandaflow.reproduce import script
+
+        task, index = parse_job(job)
+        self._row(task, index)
+        return script(self._engine(), self._results(), self.id, task, index)
+
+    def timeline(self) -> Picture:
+        """Draw jobs on slots over time."""
+        from pandaflow.display.timeline import timeline_picture
+
+        return timeline_picture(self._reader.timeline(self.id))
+
+    def failed_items(self, task: str) -> SourceCollection:
+        """Return the items of a task's failed jobs as a dataset to run again."""
+        from pandaflow.sources import items
+
+        engine, gather = self._engine(), self._gatherer()
+        return items(_items_of_failed(engine, gather, task), name=f"failed items of {task}")
+
+    # --- waiting ------------------------------------------------------------------------
+
+    def wait(self, timeout: float | None = None) -> RunStatus:
+        """Wait until the run ends; return its state.
+
+        Raises
+        ------
+        TimeoutError
+            It did not within ``timeout`` seconds.
+        StoreError
+            Nobody drives it any more.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        quiet = time.monotonic()
+        while True:
+            self._raise_error()
+            status = self.status
+            driven = self._driven()
+            if status in RUN_TERMINAL and not (self._thread and self._thread.is_alive()):
+                return status
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"run {self.id} is still {status} after {timeout} s")
+            quiet = time.monotonic() if driven else quiet
+            if time.monotonic() - quiet > _GRACE_S:
+                raise StoreError(
+                    f"run {self.id} is {status} but nobody drives it: pf.resume({self.id!r})"
+                )
+            self._pause(deadline)
+
+    def _pause(self, deadline: float | None) -> None:
+        left = 0.2 if deadline is None else min(0.2, max(0.0, deadline - time.monotonic()))
+        if self._thread is not None:
+            self._thread.join(left)
+        else:
+            time.sleep(min(left, 2 * _POLL_S))
+
+    def result(self, partial: bool = False, timeout: float | None = None) -> Any:
+        """Wait, and return the value of what the workflow function returned.
+
+        Parameters
+        ----------
+        partial : bool
+            Return what there is, instead of raising, when jobs failed; now, if the run goes on.
+
+        Raises
+        ------
+        RunFailed
+            Jobs failed; names them and their causes.
+        """
+        if partial:
+            self._raise_error()
+        else:
+            status = self.wait(timeout)
+            if status in (RunStatus.FAILED, RunStatus.ABORTED):
+                raise self._failure(status)
+        gatherer = self._gatherer()
+        return gatherer.shaped(gatherer.spec.result)
+
+    def _failure(self, status: str) -> RunFailed:
+        failed = list(self.jobs(status="failed", limit=_NAMED))
+        named = [(row["task"], row["index"], _cause(row)) for row in failed]
+        total = sum(task["jobs"].get("failed", 0) for task in self.summary()["tasks"])
+        for task in self.tasks if not named else ():
+            if task["status"] in (TaskStatus.FAILED, TaskStatus.EXHAUSTED):
+                named.append((task["name"], 0, task["reason"]))
+        return RunFailed(self.id, status, named, max(total, len(named)))
+
+    # --- steering -----------------------------------------------------------------------
+
+    def cancel(self, task: str | None = None) -> None:
+        """Stop the run (or one task), payloads that run included, and wait until it is."""
+        if task is None and self.status in RUN_TERMINAL:
+            return
+        self._ask("cancel", {"task": self._known(task)})
+        if task is None:
+            self._until(lambda: self.status in RUN_TERMINAL)
+            if self._thread is not None and self._thread is not threading.current_thread():
+                self._thread.join(_GRACE_S)
+
+    def pause(self) -> None:
+        """Start nothing new until :meth:`resume`; what runs goes on."""
+        self._ask("pause", {})
+        self._until(lambda: self.status is not RunStatus.RUNNING)
+
+    def resume(self) -> None:
+        """Go on after a pause; take over a run that nobody drives."""
+        if not self._driven() and self.status not in RUN_TERMINAL:
+            self._drive(pick_executors())
+        if self.status is RunStatus.PAUSED:
+            self._ask("resume", {})
+            self._until(lambda: self.status is not RunStatus.PAUSED)
+
+    def retry(
+        self,
+        task: str | None = None,
+        restart: bool = False,
+        executor: Any = None,
+        **options: Any,
+    ) -> Run:
+        """Run again what failed, was cancelled or closed.
+
+        Parameters
+        ----------
+        task : str, optional
+            Only this task and what depends on it.
+        restart : bool
+            Also jobs that finished: the task and all downstream of it run again.
+        executor : optional
+            Where to run, when the run has ended.
+        **options
+            Changed task options, for example ``memory="4 GiB"``, ``retries=3``.
+        """
+        if restart and task is None:
+            raise WorkflowError("retry(restart=True) needs the task to restart from")
+        body = {"task": self._known(task), "restart": restart, "options": options}
+        self._check_retry(body)
+        ended = self.status in RUN_TERMINAL
+        if self._thread is not None and ended:
+            self._thread.join()
+        before = len(self._moves())
+        self._ask("retry", body)
+        if not self._driven():
+            self._drive(pick_executors(executor), ended=ended)
+        self._until(lambda: not self._reader.open_requests(self.id) or len(self._moves()) > before)
+        return self
+
+    def _moves(self) -> list[dict[str, Any]]:
+        return [event for event in self._reader.events(self.id, limit=10**9) if event["kind"] == "run_moved"]
+
+    def _check_retry(self, body: Mapping[str, Any]) -> None:
+        """Refuse here what the driver would refuse there."""
+        from pandaflow.runner import wish
+
+        engine = self._engine()
+        event = wish(engine, "retry", dict(body), time.time())
+        if body["restart"] and getattr(event, "task", None) is not None:
+            engine._check_restart(engine._downstream(event.task))  # type: ignore[union-attr]
+
+    def _ask(self, kind: str, body: Mapping[str, Any]) -> None:
+        self._store.request(self.id, kind, {**body, "by": _me()})
+        if self._runner is not None:
+            self._runner.wake()
+        elif not self._driven() and kind in ("cancel", "pause", "resume"):
+            self._carry_out_alone()
+
+    def _carry_out_alone(self) -> None:
+        """Nobody drives the run: take the lease for as long as the wish needs."""
+        from pandaflow.runner import Runner
+        from pandaflow.store.sql import this_process
+
+        try:
+            Runner(self._store, self.id, {}, this_process()).settle()
+        except RunLocked:
+            return  # somebody does after all, and will find the wish
+
+    def _until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _GRACE_S
+        while not condition() and time.monotonic() < deadline:
+            self._raise_error()
+            time.sleep(_POLL_S / 2)
+
+    def _known(self, task: str | None) -> str | None:
+        if task is not None and task not in {row["name"] for row in self.summary()["tasks"]}:
+            known = ", ".join(row["name"] for row in self.tasks)
+            raise WorkflowError(f"run {self.id} has no task {task!r}; it has {known}")
+        return task
+
+    # --- driving ------------------------------------------------------------------------
+
+    def _drive(
+        self, executors: Mapping[str, Executor], *, here: bool = False, ended: bool = False
+    ) -> None:
+        """Take the lease and drive, in a thread of its own or here."""
+        from pandaflow.runner import Runner
+        from pandaflow.store.sql import this_process
+
+        if not ended and self.status in RUN_TERMINAL:
+            return
+        self._error = None
+        self._runner = Runner(
+            self._store,
+            self.id,
+            executors,
+            this_process(),
+            callbacks=[self._tell],
+            lease=read_settings().lease_seconds,
+        )
+        if here:
+            self._loop()
+            self._raise_error()
+            return
+        self._thread = threading.Thread(target=self._loop, name=f"pandaflow-{self.id}", daemon=True)
+        self._thread.start()
+
+    def _loop(self) -> None:
+        assert self._runner is not None
+        try:
+            self._runner.drive()
+        except BaseException as error:  # handed to whoever waits
+            self._error = error
+        finally:
+            self._runner = None
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _tell(self, records: Sequence[cmd.Record]) -> None:
+        if self._callbacks:
+            for transition in self._transitions(records):
+                for callback in self._callbacks:
+                    callback(transition)
+
+    def _transitions(self, records: Sequence[cmd.Record]) -> Iterator[Transition]:
+        names = {task["id"]: task["name"] for task in self.summary()["tasks"]}
+        for record in records:
+            yield from _transition(record, self.id, names)
+
+    def stop(self) -> None:
+        """Stop driving the run here, leaving it to be resumed."""
+        runner, thread = self._runner, self._thread
+        if runner is not None:
+            runner.stop()
+        if thread is not None:
+            thread.join()
+
+    def _driven(self) -> bool:
+        if self._thread is not None and self._thread.is_alive():
+            return True
+        return self._store.driven(self.id)
+
+    # --- pieces -------------------------------------------------------------------------
+
+    def _row(self, task: str, index: int) -> dict[str, Any]:
+        for row in self._reader.jobs(self.id, task=task, index=index):
+            return row
+        raise WorkflowError(f"run {self.id}: task {task!r} has no job {index}")
+
+    def _results(self) -> Any:
+        from pandaflow.data.results import ResultStore
+
+        return ResultStore(self.summary()["results"])
+
+    def _engine(self) -> Engine:
+        from pandaflow.restore import restore
+
+        return restore(self._store.state(self.id))
+
+    def _gatherer(self) -> Gatherer:
+        from pandaflow.gather import gatherer
+
+        return gatherer(self._store.state(self.id))
+
+    def progress(self) -> None:
+        """Show live progress until the run ends (in a terminal or a notebook)."""
+        from pandaflow.display.progress import watch
+
+        with watch(self.summary) as view:
+            while self.status not in RUN_TERMINAL and self._driven():
+                view.update(self.summary())
+                time.sleep(0.25)
+            view.update(self.summary())
+
+    def __repr__(self) -> str:
+        from pandaflow.display.text import run_text
+
+        return run_text(self.summary())
+
+    def _repr_html_(self) -> str:
+        from pandaflow.display.html import run_html
+
+        return run_html(self.summary())
+
+
+def parse_job(job: JobName) -> tuple[str, int]:
+    """Parse ``"task[3]"``, ``"task:3"`` or ``("task", 3)``.
+
+    Raises
+    ------
+    WorkflowError
+    """
+    if isinstance(job, tuple) and len(job) == 2 and isinstance(job[1], int):
+        return str(job[0]), job[1]
+    if isinstance(job, Mapping):
+        return str(job["task"]), int(job["index"])
+    text = str(job).strip()
+    task, bracket, rest = text.removesuffix("]").rpartition("[" if text.endswith("]") else ":")
+    if not bracket or not rest.isdigit():
+        raise WorkflowError(f"{job!r} names no job: write 'task[3]'")
+    return task, int(rest)
+
+
+def _cause(row: Mapping[str, Any]) -> str:
+    failure = row.get("failure") or {}
+    return str(failure.get("message") or row.get("reason") or "no cause known")
+
+
+def _me() -> str:
+    import getpass
+
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+def _transition(record: cmd.Record, run: str, names: Mapping[int, str]) -> Iterator[Transition]:
+    match record:
+        case cmd.RunMoved():
+            yield Transition(
+                "run", record.at, run, "", (), record.start, record.finish, 0, record.reason
+            )
+        case cmd.TaskMoved():
+            name = names.get(record.task, str(record.task))
+            yield Transition(
+                "task", record.at, run, name, (), record.start, record.finish, 0, record.reason
+            )
+        case cmd.JobsMoved() | cmd.BundleSent() | cmd.BundleRunning() | cmd.BundleFinished():
+            yield _job_transition(record, run, names.get(record.task, str(record.task)))
+
+
+def _job_transition(record: Any, run: str, name: str) -> Transition:
+    match record:
+        case cmd.BundleSent():
+            path = (record.jobs, record.start, "sent")
+        case cmd.BundleRunning():
+            path = (record.jobs, "sent", "running")
+        case cmd.BundleFinished():
+            path = (record.finished, "running", "finished")
+        case _:
+            path = (record.jobs, record.start, record.finish)
+    reason = getattr(record, "reason", "")
+    return Transition("job", record.at, run, name, *path, record.attempt, reason)
+
+
+def _items_of_failed(engine: Engine, gather: Gatherer, name: str) -> list[Any]:
+    from pandaflow.core.jobtable import CLOSED, FAILED
+    from pandaflow.runner import task_id
+
+    task = engine.tasks[task_id(engine, name)]
+    if not task.mapped or task.chunks is None:
+        raise WorkflowError(f"task {name!r} maps over nothing, so it has no failed items")
+    values = gather.items(task.mapped[0].dataset)
+    out: list[Any] = []
+    for piece in task.table.jobs_in((FAILED, CLOSED)):
+        for job in piece:
+            lo, hi = task.chunks.items(job)
+            out += [value for value in values[lo:hi] if value is not None]
+    return out
+
+
+def new_run_id(name: str) -> str:
+    """Return an id for a run: the name and six hexadecimal digits."""
+    plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:40] or "run"
+    return f"{plain}-{uuid.uuid4().hex[:6]}"
+
+
+def results_root(store: SqlStore) -> str:
+    """Return where a store's runs keep their results: as configured, else beside the database."""
+    settings = read_settings()
+    if settings.results is not None:
+        return settings.results.rstrip("/")
+    path = store.path
+    return str((path.parent if path is not None else Path(".pandaflow")).resolve() / "results")
+
+
+__all__ = [
+    "PandaflowError",
+    "Run",
+    "TASK_TERMINAL",
+    "Transition",
+    "attach",
+    "resume",
+    "runs",
+]

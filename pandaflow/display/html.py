@@ -1,0 +1,247 @@
+"""Runs, tasks, datasets and workflows as HTML for notebooks.
+
+Inline styles only, no script. Text takes the notebook's own colour and lines are
+half-transparent greys, so that all of it is legible on light and on dark backgrounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pandaflow.display import units
+from pandaflow.display.drawing import escape
+from pandaflow.display.snapshot import RunRow, TaskRow, parse_run, parse_task
+from pandaflow.display.style import FONT, STACK, state_colour, status_colour
+
+_MOST_TASKS = 60
+_CARD = (
+    f'<div style="font-family:{escape(FONT)};font-size:13px;line-height:1.45;max-width:920px;'
+    'border:1px solid rgba(128,138,150,.35);border-radius:8px;padding:12px 16px;margin:4px 0">'
+)
+_CELL = "padding:4px 12px 4px 0;border:0;background:none;white-space:nowrap"
+_NUMBER = f"{_CELL};text-align:right;font-variant-numeric:tabular-nums"
+_DIM = "opacity:.65"
+
+
+def _pill(status: str) -> str:
+    colour = status_colour(status)
+    return (
+        f'<span style="display:inline-block;padding:0 8px;border-radius:9px;color:{colour};'
+        f'background:{colour}24;font-size:12px;font-weight:600">{escape(status)}</span>'
+    )
+
+
+def bar_html(jobs: Mapping[str, int], total: int) -> str:
+    """Return jobs by state as one thin stacked bar with a tooltip."""
+    whole = max(total, sum(jobs.values()), 1)
+    known = [state for state in STACK if jobs.get(state)]
+    parts = "".join(
+        f'<span style="width:{100 * jobs[state] / whole:.2f}%;'
+        # one failed job among a million must be seen
+        f"{'min-width:3px;' if state == 'failed' else ''}"
+        f'background:{state_colour(state)}"></span>'
+        for state in known
+        if state != "pending"
+    )
+    title = escape(", ".join(f"{jobs[state]:,} {state}" for state in known) or "no jobs")
+    return (
+        f'<div title="{title}" style="display:flex;height:8px;min-width:150px;border-radius:4px;'
+        f'overflow:hidden;background:rgba(128,138,150,.22)">{parts}</div>'
+    )
+
+
+def _table(head: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> str:
+    """Rows of ready HTML under a head of (title, style of the column's cells)."""
+    titles = "".join(
+        f'<th style="{style};{_DIM};font-weight:500;font-size:12px">{escape(title)}</th>'
+        for title, style in head
+    )
+    body = "".join(
+        '<tr style="background:none;border-top:1px solid rgba(128,138,150,.2)">'
+        + "".join(
+            f'<td style="{style}">{cell}</td>' for cell, (_, style) in zip(row, head, strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        '<table style="border-collapse:collapse;border:0;margin:6px 0 0;width:100%;font-size:13px">'
+        f'<thead><tr style="background:none;border:0">{titles}</tr></thead>'
+        f"<tbody>{body}</tbody></table>"
+    )
+
+
+_TEXT = f"{_CELL};text-align:left"
+_TASK_HEAD = (
+    ("task", _TEXT),
+    ("status", _TEXT),
+    ("", f"{_TEXT};width:34%"),
+    ("finished", _NUMBER),
+    ("running", _NUMBER),
+    ("failed", _NUMBER),
+)
+
+
+def _task_cells(task: TaskRow) -> list[str]:
+    failed = task.count("failed")
+    red = f"color:{status_colour('failed')};font-weight:600"
+    name = escape(units.clip(task.name, 48))
+    return [
+        f'<span title="{escape(task.name)}" style="font-weight:600">{name}</span>',
+        _pill(task.status),
+        bar_html(task.jobs, task.n),
+        f'{task.count("finished"):,}<span style="{_DIM}"> / {task.total_text}</span>',
+        f"{task.count('running', 'holding'):,}",
+        f'<span style="{red if failed else _DIM}">{failed:,}</span>',
+    ]
+
+
+def run_html(
+    snapshot: RunRow | Mapping[str, Any],
+    now: float | None = None,
+    *,
+    extra: Mapping[str, Sequence[str]] | None = None,
+) -> str:
+    """Return a run as HTML: its state, elapsed time and slots, and one row a task.
+
+    Parameters
+    ----------
+    snapshot : mapping
+        ``id, name, status, tasks: [{name, status, reason, n, closed, jobs}], slots, busy``.
+    now : float, optional
+        Seconds since the epoch, for the elapsed time of a run that has not ended.
+    extra : mapping of str to sequence of str, optional
+        Further columns by title, one text for each shown task.
+
+    Raises
+    ------
+    WorkflowError
+        The snapshot is not a run.
+    """
+    run = parse_run(snapshot)
+    shown = run.shown[:_MOST_TASKS]
+    columns = dict(extra or {})
+    head = [*_TASK_HEAD, *((title, _NUMBER) for title in columns)]
+    rows = [
+        [*_task_cells(task), *(escape(texts[at]) for texts in columns.values())]
+        for at, task in enumerate(shown)
+    ]
+    return "".join(
+        [_CARD, _run_head(run, now), _table(head, rows), _more(run, len(shown)), "</div>"]
+    )
+
+
+def _run_head(run: RunRow, now: float | None) -> str:
+    parts = [f"run <code>{escape(run.id)}</code>"]
+    seconds = run.elapsed(now)
+    if seconds is not None:
+        parts.append(units.duration(seconds))
+    if run.slots is not None and not run.ended:
+        busy = f"{run.busy:,} of " if run.busy is not None else ""
+        parts.append(f"{busy}{units.plural(run.slots, 'slots')} in use")
+    parts.append(f"{run.jobs().get('finished', 0):,} of {units.plural(run.total, 'jobs')}")
+    details = f'<span style="{_DIM}">{" · ".join(parts)}</span>'
+    name = f'<span style="font-size:15px;font-weight:600">{escape(run.name or "run")}</span>'
+    return f"<div>{name} &nbsp;{_pill(run.status)}&nbsp; {details}</div>"
+
+
+def _more(run: RunRow, shown: int) -> str:
+    lines = []
+    if len(run.shown) > shown:
+        lines.append(f"and {len(run.shown) - shown} more tasks")
+    troubled = [task for task in run.shown if task.reason and task.status not in ("done", "ready")]
+    lines += [f"<b>{escape(t.name)}</b>: {escape(units.clip(t.reason, 300))}" for t in troubled[:5]]
+    return "".join(f'<div style="{_DIM};margin-top:4px">{line}</div>' for line in lines)
+
+
+def task_html(row: TaskRow | Mapping[str, Any]) -> str:
+    """Return one task as HTML.
+
+    Raises
+    ------
+    WorkflowError
+        The row is not a task.
+    """
+    task = parse_task(row)
+    reason = f'<div style="{_DIM}">{escape(task.reason)}</div>' if task.reason else ""
+    return f"{_CARD}{_table(_TASK_HEAD, [_task_cells(task)])}{reason}</div>"
+
+
+def dataset_html(name: str, kind: str, n: int | None, sample: Sequence[object]) -> str:
+    """Return a dataset as HTML.
+
+    Parameters
+    ----------
+    name : str
+    kind : str
+        ``files``, ``items``, ``stream``, ...
+    n : int or None
+        Items; None: open.
+    sample : sequence of object
+        The first items; shown by ``str``, at most eight.
+    """
+    size = "open" if n is None else units.plural(n, "files" if kind == "files" else "items")
+    items = "".join(
+        f'<li style="margin:0"><code>{escape(units.clip(str(item), 120))}</code></li>'
+        for item in sample[:8]
+    )
+    if n is not None and n > min(len(sample), 8) and sample:
+        items += f'<li style="{_DIM}">and {n - min(len(sample), 8):,} more</li>'
+    body = f'<ol start="0" style="margin:6px 0 0 20px;padding:0">{items}</ol>' if items else ""
+    return (
+        f'{_CARD}<span style="font-size:15px;font-weight:600">{escape(name)}</span> '
+        f'<span style="{_DIM}">dataset of {escape(kind)} · {size}</span>{body}</div>'
+    )
+
+
+def workflow_html(name: str, svg: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a workflow as HTML: its graph, and a table of its tasks.
+
+    Parameters
+    ----------
+    name : str
+    svg : str
+        The graph, as :func:`pandaflow.display.dag.dag_svg` draws it (not escaped).
+    rows : sequence of mapping
+        One a task; the keys of the first are the titles of the columns.
+    """
+    titles = list(rows[0]) if rows else []
+    head = [(title, _TEXT) for title in titles]
+    cells = [
+        [escape(units.clip(str(row.get(title, "")), 80)) for title in titles]
+        for row in rows[:_MOST_TASKS]
+    ]
+    table = _table(head, cells) if rows else ""
+    return (
+        f'<div style="font-family:{escape(FONT)};font-size:13px">'
+        f'<div style="font-size:15px;font-weight:600;margin:2px 0 6px">{escape(name)} '
+        f'<span style="{_DIM};font-weight:400;font-size:13px">workflow of '
+        f"{units.plural(len(rows), 'tasks')}</span></div>"
+        f'<div style="overflow:auto;max-height:900px">{svg}</div>{table}</div>'
+    )
+
+
+def plan_html(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what a run would do as HTML.
+
+    Parameters
+    ----------
+    name : str
+        The workflow's.
+    rows : sequence of mapping
+        One a task: ``task, jobs`` (None: open), ``cached, run, why``.
+    """
+    head = (("task", _TEXT), ("jobs", _NUMBER), ("cached", _NUMBER), ("to run", _NUMBER))
+    cells = [
+        [
+            f'<span style="font-weight:600">{escape(str(row["task"]))}</span>',
+            "open" if row["jobs"] is None else f"{row['jobs']:,}",
+            f"{row['cached']:,}",
+            "?" if row.get("run") is None else f"{row['run']:,}",
+            f'<span style="{_DIM}">{escape(units.clip(str(row.get("why") or ""), 120))}</span>',
+        ]
+        for row in rows[:_MOST_TASKS]
+    ]
+    title = f'<span style="font-size:15px;font-weight:600">plan of {escape(name)}</span>'
+    return f"{_CARD}{title}{_table([*head, ('why', _TEXT)], cells)}</div>"

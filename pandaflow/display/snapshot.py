@@ -1,0 +1,162 @@
+"""What a store's reader tells of a run, parsed once for all that show it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pandaflow.core.errors import WorkflowError
+from pandaflow.core.status import RUN_TERMINAL, TASK_TERMINAL
+
+_RUN_ENDED = frozenset(str(status) for status in RUN_TERMINAL)
+_TASK_ENDED = frozenset(str(status) for status in TASK_TERMINAL)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """A task as it stands.
+
+    Attributes
+    ----------
+    name, status, reason : str
+    n : int
+        Jobs known so far.
+    closed : bool
+        Whether no more jobs will come.
+    jobs : mapping of str to int
+        Jobs by state; states without jobs may be left out.
+    internal : bool
+        Made by the compiler; shown only when it is in trouble.
+    """
+
+    name: str
+    status: str = "defined"
+    reason: str = ""
+    n: int = 0
+    closed: bool = True
+    jobs: Mapping[str, int] = field(default_factory=dict)
+    internal: bool = False
+
+    def count(self, *states: str) -> int:
+        """Return the number of jobs in any of ``states``."""
+        return sum(self.jobs.get(state, 0) for state in states)
+
+    @property
+    def ended(self) -> bool:
+        """Whether only a person can make it go on."""
+        return self.status in _TASK_ENDED
+
+    @property
+    def total_text(self) -> str:
+        """``"1,200"``, ``"1,200+"`` while jobs can still come, ``"?"`` while none is known."""
+        if self.closed:
+            return f"{self.n:,}"
+        return f"{self.n:,}+" if self.n else "?"
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A run as it stands; times in seconds since the epoch, None where not known."""
+
+    id: str
+    name: str = ""
+    status: str = "defined"
+    tasks: tuple[TaskRow, ...] = ()
+    slots: int | None = None
+    busy: int | None = None
+    started: float | None = None
+    ended_at: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether only a person can make it go on."""
+        return self.status in _RUN_ENDED
+
+    @property
+    def shown(self) -> tuple[TaskRow, ...]:
+        """The tasks for people: internal ones only when they are in trouble."""
+        return tuple(
+            task
+            for task in self.tasks
+            if not task.internal or task.status in ("failed", "exhausted")
+        )
+
+    def jobs(self) -> dict[str, int]:
+        """Jobs of all shown tasks by state."""
+        counts: dict[str, int] = {}
+        for task in self.shown:
+            for state, number in task.jobs.items():
+                counts[state] = counts.get(state, 0) + number
+        return counts
+
+    @property
+    def total(self) -> int:
+        """Jobs known so far."""
+        return sum(task.n for task in self.shown)
+
+    def elapsed(self, now: float | None = None) -> float | None:
+        """Return the seconds since the start, up to its end or ``now``; None if not known."""
+        until = self.ended_at if self.ended_at is not None else now
+        if self.started is None or until is None:
+            return None
+        return max(until - self.started, 0.0)
+
+
+def parse_task(row: TaskRow | Mapping[str, Any]) -> TaskRow:
+    """Read a task of a run's dict.
+
+    Raises
+    ------
+    WorkflowError
+        It has no name, or counts that are no numbers.
+    """
+    if isinstance(row, TaskRow):
+        return row
+    try:
+        jobs = {str(state): int(number) for state, number in (row.get("jobs") or {}).items()}
+        number = row.get("n")
+        return TaskRow(
+            str(row["name"]),
+            str(row.get("status") or "defined"),
+            str(row.get("reason") or ""),
+            sum(jobs.values()) if number is None else int(number),
+            bool(row.get("closed", True)),
+            jobs,
+            bool(row.get("internal", False)),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WorkflowError(f"not a task of a run: {error!r}") from error
+
+
+def parse_run(snapshot: RunRow | Mapping[str, Any]) -> RunRow:
+    """Read a run's dict; keys that are not known are ignored.
+
+    Raises
+    ------
+    WorkflowError
+        It has no id, or something in it has the wrong type.
+    """
+    if isinstance(snapshot, RunRow):
+        return snapshot
+    try:
+        return RunRow(
+            str(snapshot["id"]),
+            str(snapshot.get("name") or ""),
+            str(snapshot.get("status") or "defined"),
+            tuple(parse_task(task) for task in snapshot.get("tasks") or ()),
+            _number(snapshot.get("slots")),
+            _number(snapshot.get("busy")),
+            _time(snapshot.get("started") or snapshot.get("created")),
+            _time(snapshot.get("ended")),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WorkflowError(f"not a run: {error!r}") from error
+
+
+def _number(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _time(value: Any) -> float | None:
+    return None if value is None else float(value)

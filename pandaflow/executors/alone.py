@@ -1,0 +1,68 @@
+"""Runs one job alone, in the caller's thread, outside any run: for debugging."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from pandaflow.core.bundle import BundleSpec
+from pandaflow.data.results import ResultStore
+from pandaflow.executors import payload as payloads
+
+
+def run_alone(
+    spec: BundleSpec, *, payload: str, needs: Sequence[str], debug: bool = False
+) -> Any:
+    """Run the one job of ``spec`` and return its value; nothing of the run is touched.
+
+    Parameters
+    ----------
+    spec : BundleSpec
+        Its ``results`` is the run's folder, from which payload and upstream values are read.
+    payload : str
+        Name of the pickled payload there.
+    needs : sequence of str
+        Places of upstream values.
+    debug : bool
+        Stop in the debugger where the payload raises.
+
+    Raises
+    ------
+    RuntimeError
+        The job failed; the message is its traceback.
+    """
+    results = ResultStore(spec.results)
+    code = results.get(payload)
+    if spec.kind == "graph":
+        frames = pickle.loads(code)
+        code = pickle.dumps({job: frames[job] for job in spec.jobs})
+    deps = [results.load(place) for place in needs]
+    reports: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="pandaflow-alone-") as folder:
+        alone = replace(spec, results=folder, cache="", join=None, seconds=0.0)
+        if debug:
+            _hook_debugger()
+        values = payloads.run_bundle(
+            alone, code, deps, report=reports.append, worker="alone", isolation="caller"
+        )
+    ended = payloads.unpack_ended(reports[-1])
+    if ended.failures:
+        failure = next(iter(ended.failures.values()))
+        raise RuntimeError(failure.traceback or failure.message)
+    return values.values[0]
+
+
+def _hook_debugger() -> None:
+    import pdb
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        if event == "exception" and "pandaflow/executors" not in frame.f_code.co_filename:
+            sys.settrace(None)
+            pdb.post_mortem(argument[2])
+        return trace
+
+    sys.settrace(trace)

@@ -1,0 +1,62 @@
+"""What Dask runs: the functions behind the nodes of a run's graph.
+
+A node carries one bundle. It never raises for a job's sake: it returns the values of the jobs
+that finished and reports all outcomes over the worker's own stream to the scheduler, on the
+run's topic, so that values stay on the workers and only outcomes reach the driver.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from pandaflow.core.bundle import BundleSpec, BundleValues
+from pandaflow.executors import payload as payloads
+
+#: Set in worker processes that PandaFlow starts for itself: they may end to stop a job.
+OWN_WORKER = "PANDAFLOW_WORKER"
+
+
+def run_node(spec: BundleSpec, topic: str, payload: bytes, *deps: BundleValues) -> BundleValues:
+    """Run a bundle on a Dask worker."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    return payloads.run_bundle(
+        spec,
+        payload,
+        deps,
+        report=lambda message: worker.log_event(topic, message),
+        worker=worker.address,
+        isolation="process" if _expendable(worker) else "thread",
+        on_stuck=lambda: _leave(worker),
+        workdir=os.path.join(worker.local_directory, "work"),
+    )
+
+
+def load_node(results: str, location: str) -> BundleValues:
+    """Read the values of a bundle that is in nobody's memory."""
+    from pandaflow.data.results import ResultStore
+
+    return ResultStore(results).load(location)
+
+
+def cancel_on_worker(run: str, bundles: list[int]) -> None:
+    """Stop bundles on this worker; the scheduler calls it in the worker's event loop."""
+    for bundle in bundles:
+        payloads.cancel(run, bundle)
+
+
+def forget_on_worker(run: str) -> None:
+    """Drop what this worker keeps for a run that has ended."""
+    payloads.forget(run)
+
+
+def _expendable(worker: Any) -> bool:
+    """Tell whether the process may end: somebody will start it again."""
+    return OWN_WORKER in os.environ or getattr(worker, "nanny", None) is not None
+
+
+def _leave(worker: Any) -> None:
+    # Reports travel through the event loop, so it gets a moment to send them.
+    worker.loop.add_callback(worker.loop.call_later, 0.2, os._exit, 1)

@@ -1,0 +1,60 @@
+"""A Dask worker process that ends when the process that started it does.
+
+``python -m pandaflow.executors.worker tcp://... --nthreads 1``: started by the local executor
+instead of Dask's nanny, because it does not import the user's script again (so scripts need no
+``if __name__ == "__main__"``), and because its exit code tells why it died.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import threading
+
+from pandaflow.executors.node import OWN_WORKER
+
+
+def _end_with_parent() -> None:
+    """Wait until standard input closes: the parent holds the other end while it lives."""
+    while os.read(0, 4096):
+        pass
+    os._exit(0)
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    from distributed import Worker
+
+    worker = Worker(
+        options.scheduler,
+        nthreads=options.nthreads,
+        name=options.name,
+        local_directory=options.local_directory,
+        memory_limit=options.memory_limit,
+        dashboard=False,
+        dashboard_address=None,
+    )
+    async with worker:
+        await worker.finished()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a worker until its parent or its scheduler ends."""
+    parser = argparse.ArgumentParser(prog="python -m pandaflow.executors.worker")
+    parser.add_argument("scheduler")
+    parser.add_argument("--nthreads", type=int, default=1)
+    parser.add_argument("--name", default=None)
+    parser.add_argument("--local-directory", default=None)
+    parser.add_argument("--memory-limit", default="auto")
+    options = parser.parse_args(arguments)
+    os.environ[OWN_WORKER] = "1"
+    # The user's modules lie beside the script or notebook, where its own process finds them.
+    sys.path.insert(0, os.getcwd())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    asyncio.run(_serve(options))
+    os._exit(0)  # payload threads that cannot be stopped must not keep the process
+
+
+if __name__ == "__main__":
+    main()

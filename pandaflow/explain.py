@@ -1,0 +1,82 @@
+"""Why a job is where it is: its story of transitions, in words."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from pandaflow.core.errors import WorkflowError
+from pandaflow.core.status import JOB_MEANING, JOB_TERMINAL, JobStatus
+
+if TYPE_CHECKING:
+    from pandaflow.store.reader import SqlReader
+
+
+def explain(reader: SqlReader, run_id: str, task: str, index: int) -> str:
+    """Return the state of a job, what it means, what it waits for, and how it came there.
+
+    Raises
+    ------
+    WorkflowError
+        There is no such job.
+    """
+    row = next(iter(reader.jobs(run_id, task=task, index=index)), None)
+    run = reader.run(run_id)
+    about = next(t for t in run["tasks"] if t["name"] == task)
+    if row is None:
+        size = f"{about['n']} job(s)" + ("" if about["closed"] else " so far")
+        raise WorkflowError(f"task {task!r} has no job {index}; it has {size}")
+    status = JobStatus(row["status"])
+    lines = [f"{task}[{index}] is {status}: {JOB_MEANING[status]}"]
+    if row["reason"]:
+        lines.append(f"  because: {row['reason']}")
+    lines += [f"  {line}" for line in _waiting(run, about, status)]
+    lines += _attempts(reader.attempts(run_id, task, index))
+    lines += _story(reader.story(run_id, task, index))
+    return "\n".join(lines)
+
+
+def _waiting(run: dict[str, Any], task: dict[str, Any], status: JobStatus) -> list[str]:
+    if status in JOB_TERMINAL:
+        return []
+    said = [f"task {task['name']} is {task['status']}" + (f" ({task['reason']})" if task["reason"] else "")]
+    if status is JobStatus.PENDING:
+        unfinished = [
+            f"{t['name']} ({t['jobs'].get('finished', 0)} of {t['n']} finished)"
+            for t in run["tasks"]
+            if t["id"] < task["id"] and t["jobs"].get("finished", 0) < t["n"]
+        ]
+        if unfinished:
+            said.append("tasks before it still work: " + ", ".join(unfinished))
+    if status is JobStatus.READY:
+        said.append(f"{task['jobs'].get('running', 0)} job(s) of the task run now; it is sent when a slot is near")
+    said.append(f"run {run['id']} is {run['status']}")
+    return said
+
+
+def _attempts(attempts: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for attempt in attempts:
+        wall = f"{attempt['wall']:.3g} s" if attempt["wall"] is not None else "?"
+        where = attempt["worker"] or attempt["executor"] or "?"
+        line = f"  attempt {attempt['attempt']}: {attempt['status']} after {wall} on {where}"
+        failure = attempt["failure"]
+        if failure:
+            line += f"\n    {failure['kind']}: {failure['message']}"
+            if not failure.get("charged", True):
+                line += " (not charged to its retries)"
+        if attempt["cached"]:
+            line += " (found in the cache)"
+        lines.append(line)
+    return lines
+
+
+def _story(events: list[dict[str, Any]]) -> list[str]:
+    lines = ["  story:"] if events else ["  nothing has happened to it yet"]
+    for event in events:
+        at = time.strftime("%H:%M:%S", time.localtime(event["at"])) + f"{event['at'] % 1:.3f}"[1:]
+        move = f"{event['start'] or ''} -> {event['finish'] or ''}" if event["finish"] else event["kind"]
+        bundle = f" (bundle {event['bundle']})" if event["bundle"] else ""
+        why = f": {event['reason']}" if event["reason"] else ""
+        lines.append(f"    {at}  {move}{bundle}{why}")
+    return lines

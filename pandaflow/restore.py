@@ -1,0 +1,160 @@
+"""Bring an engine back to where the store says the run was.
+
+The inverse of the engine's records: jobs without a row are as their task's ``initial`` says,
+finished jobs keep their bundle, attempts in flight come back as bundles for which somebody must
+report (the runner adopts what finished meanwhile and declares the rest lost).
+"""
+
+from __future__ import annotations
+
+import heapq
+
+from pandaflow.core.binding import LoopRun
+from pandaflow.core.engine import Engine
+from pandaflow.core.datasets import Size
+from pandaflow.core.jobtable import QUEUED
+from pandaflow.core.model import compact
+from pandaflow.core.status import JOB_CODE, JOB_LIVE, JobStatus, RunStatus, TaskStatus
+from pandaflow.core.taskrun import BundleRun, TaskRun
+from pandaflow.ports import BundleState, RunState, TaskState
+
+
+def restore(state: RunState) -> Engine:
+    """Return an engine that continues a run."""
+    engine = Engine(state.spec)
+    engine.status = RunStatus(state.status)
+    engine.next_bundle = state.next_bundle
+    for source, (n, closed) in state.streams.items():
+        engine._sources[source] = Size(n, closed)
+    _grow_loops(engine, state)
+    rows = {row.id: row for row in state.tasks}
+    for task in engine.tasks.values():
+        _restore_task(task, rows[task.spec.id])
+    _bind_all(engine)
+    bundles = {bundle.id: bundle for bundle in state.bundles}
+    live: dict[int, list[int]] = {}
+    for task in engine.tasks.values():
+        for bundle, jobs in _restore_jobs(task, rows[task.spec.id]).items():
+            live[bundle] = jobs
+    for number, jobs in sorted(live.items()):
+        _fly(engine, bundles[number], jobs)
+    _hold(engine, bundles)
+    engine._reorder()
+    engine._out = []
+    return engine
+
+
+def _grow_loops(engine: Engine, state: RunState) -> None:
+    """Repeat the iterations that were begun, in the order of their tasks' ids."""
+    added = sorted((row for row in state.tasks if row.id not in engine.tasks), key=lambda r: r.id)
+    seen: set[tuple[int, int]] = set()
+    for row in added:
+        iteration = row.spec.iteration
+        if iteration is None or iteration in seen:
+            continue
+        seen.add(iteration)
+        loop: LoopRun = engine._loops[iteration[0]]
+        engine._iterate(loop, loop.spec.state if loop.current is None else loop.current)
+
+
+def _restore_task(task: TaskRun, row: TaskState) -> None:
+    task.spec = row.spec
+    task.status = TaskStatus(row.status)
+    task.initial = JobStatus(row.initial)
+    task.charged = dict(row.failures)
+    task.lost = dict(row.losses)
+    for job, count in row.arrivals:
+        task.arrivals.add(job, count)
+    if task.spec.gate and task.status is TaskStatus.DONE:
+        task.truth = row.reason == "true"
+
+
+def _bind_all(engine: Engine) -> None:
+    """Cut inputs into jobs as before; the records of it are dropped, the store has them."""
+    statuses = {task.spec.id: task.status for task in engine.tasks.values()}
+    for task in engine.tasks.values():
+        task.status = TaskStatus.DEFINED
+    engine._reorder()
+    changed = True
+    while changed:
+        changed = _settle_loops(engine)
+        for task in list(engine._active):
+            known = statuses[task.spec.id]
+            if known is TaskStatus.DEFINED or (known is TaskStatus.ABORTED and task.truth is None):
+                if engine._guarded_out(task):
+                    continue
+            changed = _rebind(engine, task) or changed
+    for task in engine.tasks.values():
+        task.status = statuses[task.spec.id]
+
+
+def _rebind(engine: Engine, task: TaskRun) -> bool:
+    before = (task.n, task.closed, task.chunks is None)
+    if not task.closed and engine._guards_hold(task):
+        engine._cut(task)
+    return (task.n, task.closed, task.chunks is None) != before
+
+
+def _settle_loops(engine: Engine) -> bool:
+    """Find out which loops had ended."""
+    changed = False
+    for loop in engine._loops.values():
+        if loop.result is None and loop.gate is not None:
+            last = loop.iteration + 1 >= loop.spec.max_iterations
+            truth = engine.tasks[loop.gate].truth
+            if truth or (truth is not None and last):
+                loop.result, changed = loop.current, True
+        elif loop.result is None and loop.iteration + 1 >= loop.spec.max_iterations:
+            loop.result, changed = loop.current, True
+    return changed
+
+
+def _restore_jobs(task: TaskRun, row: TaskState) -> dict[int, list[int]]:
+    """Put jobs into their states; return those in flight by bundle."""
+    table, live = task.table, {}
+    for job, status_text, attempt, bundle, not_before in row.jobs:
+        if job >= task.n:
+            continue
+        status = JobStatus(status_text)
+        code = JOB_CODE[status]
+        ended = attempt - 1 if status in JOB_LIVE or status is JobStatus.FINISHED else attempt
+        table.ended[job] = max(0, ended)
+        if bundle is not None and (status in JOB_LIVE or status is JobStatus.FINISHED):
+            table.bundle[job] = bundle
+        if status is JobStatus.CLOSED and not_before < 0:
+            task.excused.add(job)
+        elif status is JobStatus.READY:
+            code = QUEUED
+            heapq.heappush(task.backoff, (not_before, job))
+        elif status in JOB_LIVE and bundle is not None:
+            live.setdefault(bundle, []).append(job)
+        table.counts[table.state[job]] -= 1
+        table.state[job] = code
+        table.counts[code] += 1
+    return live
+
+
+def _fly(engine: Engine, bundle: BundleState, jobs: list[int]) -> None:
+    task = engine.tasks[bundle.task]
+    run = BundleRun(
+        id=bundle.id,
+        task=bundle.task,
+        jobs=bundle.jobs if len(bundle.jobs) == len(jobs) else compact(sorted(jobs)),
+        attempt=bundle.attempt,
+        executor=bundle.executor,
+        started=task.table.status(jobs[0]) is not JobStatus.SENT,
+    )
+    engine._bundles[run.id] = run
+    engine._held[run.id] = (bundle.task, run.jobs)
+    engine._runnable[run.executor] += 1
+    task.nodes += 1
+
+
+def _hold(engine: Engine, bundles: dict[int, BundleState]) -> None:
+    """Know which jobs are in the bundles whose values somebody may still read."""
+    for task in engine.tasks.values():
+        for number in set(task.table.bundle) - {-1}:
+            if number not in engine._held and number in bundles:
+                engine._held[number] = (task.spec.id, bundles[number].jobs)
+
+

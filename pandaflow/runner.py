@@ -1,0 +1,414 @@
+"""The one loop: ports -> events -> engine -> one transaction -> dispatch.
+
+Everything that happens to a run passes through :meth:`Runner.drive`, in this order: reports and
+wishes are gathered from the queue; the engine draws its conclusions; its records are committed
+in one transaction; only then are its actions carried out. Whatever kills this process, the store
+holds what was committed, and :func:`~pandaflow.restore.restore` goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from pandaflow.core import commands as cmd
+from pandaflow.core import events as ev
+from pandaflow.core.engine import Engine
+from pandaflow.core.errors import DataError, PandaflowError, SiteError, WorkflowError
+from pandaflow.core.model import SourceSpec
+from pandaflow.core.slices import bundle_spec
+from pandaflow.core.status import RUN_TERMINAL, RunStatus
+from pandaflow.data.items import StoredItems
+from pandaflow.data.results import ResultStore
+from pandaflow.executors.outcome import unpack_ended
+from pandaflow.options import Options, change
+from pandaflow.ports import Assignment, Executor, Owner, Request, RunState, Session, StateStore
+from pandaflow.restore import restore
+
+logger = logging.getLogger("pandaflow.runner")
+
+#: Seconds between looks into the run's inbox, and extensions of the lease.
+_RENEW_S = 0.25
+#: Seconds a lease holds when its owner falls silent.
+LEASE_S = 20.0
+
+Callback = Callable[[Sequence[cmd.Record]], None]
+#: What a runner does for ``RunStatus`` being terminal, a stop, or an error.
+STOPPED = "stopped"
+
+
+class Runner:
+    """Drives one run.
+
+    Parameters
+    ----------
+    store : StateStore
+    run_id : str
+    executors : mapping of str to Executor
+        The first is the default.
+    owner : Owner
+        This process.
+    callbacks : sequence of callables
+        Called with the records of each step after they were committed; an error in one is
+        logged and does not touch the run.
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        run_id: str,
+        executors: Mapping[str, Executor],
+        owner: Owner,
+        *,
+        callbacks: Sequence[Callback] = (),
+        lease: float = LEASE_S,
+    ) -> None:
+        self._driver = store.drive(run_id, owner, lease)
+        self._run, self._executors = run_id, executors
+        self._callbacks = list(callbacks)
+        self._queue: queue.SimpleQueue[ev.Event | None] = queue.SimpleQueue()
+        self._sessions: dict[str, Session] = {}
+        self._stop = threading.Event()
+        self._done: list[int] = []
+        self._wake_at = float("inf")
+        self._renewed = 0.0
+        self._ended: set[int] = set()
+
+    # --- the loop -----------------------------------------------------------------------
+
+    def drive(self) -> RunStatus:
+        """Drive the run until it ends or :meth:`stop` is called; return its status.
+
+        Raises
+        ------
+        PandaflowError
+            The store or an executor failed; the run stays as committed and can be resumed.
+        """
+        kill = True
+        try:
+            engine = self._load()
+            self._open_sessions(engine)
+            self._step(engine, [ev.RunStarted(time.time(), self._slots()), *self._adopt(engine)])
+            while engine.status not in RUN_TERMINAL and not self._stop.is_set():
+                self._step(engine, self._gather(engine))
+            kill = bool(engine.bundles_in_flight()) or engine.status is not RunStatus.DONE
+            return engine.status
+        finally:
+            self._close(kill)
+
+    def settle(self) -> None:
+        """Carry out the wishes that wait, without running anything, and give the run back."""
+        try:
+            engine = self._load()
+            self._step(engine, [ev.RunStarted(time.time()), *self._adopt(engine)])
+            events = self._inbox(engine)
+            self._step(engine, events)
+        finally:
+            self._close(kill=False)
+
+    def stop(self) -> None:
+        """Make :meth:`drive` return soon, leaving the run to be resumed. Thread-safe."""
+        self._stop.set()
+        self._queue.put(None)
+
+    def wake(self) -> None:
+        """Look into the inbox now. Thread-safe."""
+        self._renewed = 0.0
+        self._queue.put(None)
+
+    def _step(self, engine: Engine, events: Sequence[ev.Event]) -> None:
+        """Handle events: conclude, commit, carry out."""
+        if not events and not self._done:
+            return
+        try:
+            commands = engine.handle(events)
+        except WorkflowError as error:  # a wish that cannot be granted changes nothing
+            logger.warning("%s: %s", self._run, error)
+            commands = []
+        records, actions = _divide(commands)
+        # Stopping needs no record to be safe, and people wait for it.
+        self._cancel([action for action in actions if isinstance(action, cmd.CancelBundle)])
+        if records or self._done:
+            self._driver.commit(records, self._done)
+            self._done = []
+        self._carry_out(engine, actions)
+        for callback in self._callbacks:
+            self._call(callback, records)
+
+    def _call(self, callback: Callback, records: Sequence[cmd.Record]) -> None:
+        try:
+            callback(records)
+        except Exception:  # noqa: BLE001 - a user's hook may raise anything; the run goes on
+            logger.exception("%s: a callback failed", self._run)
+
+    def _gather(self, engine: Engine) -> list[ev.Event]:
+        """Wait for something to happen; return all that has."""
+        now = time.time()
+        if now - self._renewed > _RENEW_S:
+            events = self._inbox(engine)
+            if events:
+                return events
+        events = []
+        timeout = max(0.0, min(self._renewed + _RENEW_S, self._wake_at) - time.time())
+        try:
+            first = self._queue.get(timeout=timeout)
+            if first is not None:
+                events.append(first)
+            while True:
+                event = self._queue.get_nowait()
+                if event is not None:
+                    events.append(event)
+        except queue.Empty:
+            pass
+        if time.time() >= self._wake_at:
+            self._wake_at = float("inf")
+            events.append(ev.Ticked(time.time()))
+        return events
+
+    # --- beginning and end --------------------------------------------------------------
+
+    def _load(self) -> Engine:
+        state = self._driver.load()
+        self._results = ResultStore(state.results)
+        sources: dict[int, SourceSpec] = {source.id: source for source in state.spec.sources}
+        self._items = StoredItems(sources, self._results)
+        self._ended = {bundle.id for bundle in state.bundles if bundle.location}
+        self._code = lru_cache(maxsize=64)(self._results.get)
+        engine = Engine(state.spec) if _is_new(state) else restore(state)
+        if self._executors:
+            self._check_executors(engine)
+        return engine
+
+    def _check_executors(self, engine: Engine) -> None:
+        for task in engine.tasks.values():
+            name = task.spec.executor
+            if name is not None and name not in self._executors:
+                known = ", ".join(self._executors)
+                raise WorkflowError(
+                    f"task {task.spec.name!r} asks for executor {name!r}; given: {known}. "
+                    "Pass executors={name: executor} to run()"
+                )
+
+    def _open_sessions(self, engine: Engine) -> None:
+        wanted = {task.spec.executor for task in engine.tasks.values()}
+        default = next(iter(self._executors))
+        self._known_slots: dict[str, int] = {}
+        for name, executor in self._executors.items():
+            if name in wanted or (name == default):
+                report = self._reporter(name)
+                self._sessions[name] = executor.open(self._run, self._results.url, report)
+
+    def _reporter(self, name: str) -> Callable[[ev.Event], None]:
+        def report(event: ev.Event) -> None:
+            if isinstance(event, ev.SlotsChanged):
+                self._known_slots[name] = event.slots
+                event = replace(event, executor=name)
+            self._queue.put(event)
+
+        return report
+
+    def _slots(self) -> dict[str, int]:
+        return {name: self._known_slots.get(name, 0) for name in self._executors}
+
+    def _adopt(self, engine: Engine) -> list[ev.Event]:
+        """Settle what was in flight when the last driver ended."""
+        now, events = time.time(), []
+        for bundle in engine.bundles_in_flight():
+            location = self._results.find(bundle.id)
+            event: ev.Event | None = None
+            if location is not None:
+                try:
+                    event = unpack_ended(self._results.header(location)["report"])
+                except DataError as error:
+                    logger.warning("%s: %s", self._run, error)
+            if event is None or _in_part(event):
+                event = ev.BundleLost(now, bundle.id, "its driver ended", None, charged=False)
+            events.append(event)
+        return events
+
+    def _close(self, kill: bool) -> None:
+        errors = []
+        for session in self._sessions.values():
+            try:
+                session.close(kill=kill)
+            except (PandaflowError, OSError, RuntimeError) as error:
+                errors.append(error)
+        self._driver.release()
+        for error in errors:
+            logger.warning("%s: while closing an executor: %s", self._run, error)
+
+    # --- actions ------------------------------------------------------------------------
+
+    def _cancel(self, actions: Sequence[cmd.CancelBundle]) -> None:
+        by_executor: dict[str, list[int]] = {}
+        for action in actions:
+            by_executor.setdefault(action.executor, []).append(action.bundle)
+        for name, bundles in by_executor.items():
+            if name in self._sessions:
+                self._sessions[name].cancel(bundles)
+
+    def _carry_out(self, engine: Engine, actions: Sequence[cmd.Action]) -> None:
+        slices: dict[str, list[Assignment]] = {}
+        released: list[int] = []
+        for action in actions:
+            match action:
+                case cmd.EmitBundle():
+                    self._prepare(engine, action, slices)
+                case cmd.ReleaseBundle(bundle=bundle):
+                    released.append(bundle)
+                case cmd.WakeAt(at=at):
+                    self._wake_at = min(self._wake_at, at)
+        for name, assignments in slices.items():
+            self._submit(name, assignments)
+        if released:
+            for session in self._sessions.values():
+                session.release(released)
+
+    def _prepare(
+        self, engine: Engine, emit: cmd.EmitBundle, slices: dict[str, list[Assignment]]
+    ) -> None:
+        if engine.in_flight(emit.bundle):  # else: taken back in this very step
+            try:
+                assignment = self._assignment(engine, emit)
+            except DataError as error:
+                self._queue.put(ev.BundleLost(time.time(), emit.bundle, str(error)))
+                return
+            slices.setdefault(emit.executor, []).append(assignment)
+
+    def _assignment(self, engine: Engine, emit: cmd.EmitBundle) -> Assignment:
+        spec = bundle_spec(engine, emit, self._items, run=self._run, results=self._results.url)
+        payload = engine.tasks[emit.task].spec.payload
+        code = self._code(payload)
+        if spec.kind == "graph":
+            frames = _frames(code)
+            code = pickle.dumps({job: frames[job] for job in emit.jobs})
+        deps = tuple((need, self._location(engine, need)) for need in emit.needs)
+        return Assignment(emit, spec, payload, code, deps)
+
+    def _location(self, engine: Engine, bundle: int) -> str:
+        return "" if engine.in_flight(bundle) else self._results.place(bundle)
+
+    def _submit(self, name: str, assignments: list[Assignment]) -> None:
+        try:
+            self._sessions[name].submit(assignments)
+        except SiteError as error:
+            if not error.transient:
+                raise
+            for assignment in assignments:
+                lost = ev.BundleLost(time.time(), assignment.emit.bundle, str(error), None, False)
+                self._queue.put(lost)
+
+    # --- the inbox ----------------------------------------------------------------------
+
+    def _inbox(self, engine: Engine) -> list[ev.Event]:
+        self._renewed = time.time()
+        events: list[ev.Event] = []
+        for request in self._driver.renew():
+            if request.id in self._done:
+                continue
+            self._done.append(request.id)
+            try:
+                events += self._wish(engine, request)
+            except (WorkflowError, KeyError, TypeError, ValueError) as error:
+                logger.warning("%s: request %s refused: %s", self._run, request.kind, error)
+        if self._done and not events:
+            self._step(engine, [ev.Ticked(time.time())])
+        return events
+
+    def _wish(self, engine: Engine, request: Request) -> list[ev.Event]:
+        return [wish(engine, request.kind, dict(request.body), time.time())]
+
+
+def wish(engine: Engine, kind: str, body: dict[str, Any], now: float) -> ev.Event:
+    """Turn a request from outside into an event.
+
+    Raises
+    ------
+    WorkflowError
+        Unknown kind, task, job or option.
+    """
+    by = str(body.get("by", ""))
+    if kind == "cancel":
+        task, job = body.get("task"), body.get("job")
+        return ev.CancelRequested(now, None if task is None else task_id(engine, task), job, by)
+    if kind == "pause":
+        return ev.PauseRequested(now, by)
+    if kind == "resume":
+        return ev.ResumeRequested(now, by)
+    if kind == "append":
+        closed = bool(body["closed"])
+        return ev.ItemsAppended(now, int(body["source"]), int(body["count"]), closed)
+    if kind == "retry":
+        return _retry_wish(engine, body, now, by)
+    raise WorkflowError(f"unknown request {kind!r}")
+
+
+def _retry_wish(engine: Engine, body: dict[str, Any], now: float, by: str) -> ev.RetryRequested:
+    task = body.get("task")
+    number = None if task is None else task_id(engine, task)
+    options = dict(body.get("options") or {})
+    base = next(iter(engine.tasks.values())) if number is None else engine.tasks[number]
+    known = Options(
+        name=base.spec.name,
+        resources=base.spec.resources,
+        retry=base.spec.retry,
+        executor=base.spec.executor,
+    )
+    changed = change(known, options)
+    return ev.RetryRequested(
+        at=now,
+        task=number,
+        restart=bool(body.get("restart")),
+        resources=changed.resources if changed.resources != known.resources else None,
+        retry=changed.retry if changed.retry != known.retry else None,
+        executor=changed.executor if changed.executor != known.executor else None,
+        by=by,
+    )
+
+
+def task_id(engine: Engine, name: str) -> int:
+    """Return the id of a task by name.
+
+    Raises
+    ------
+    WorkflowError
+        There is none; the message lists those that are.
+    """
+    for task in engine.tasks.values():
+        if task.spec.name == name:
+            return task.spec.id
+    known = ", ".join(task.spec.name for task in engine.tasks.values() if not task.spec.internal)
+    raise WorkflowError(f"no task {name!r} in this run; there are {known}")
+
+
+def _is_new(state: RunState) -> bool:
+    return state.status == RunStatus.DEFINED and not state.bundles
+
+
+def _in_part(event: ev.Event) -> bool:
+    """A bundle that left something running or undone is begun again as a whole."""
+    return isinstance(event, ev.BundleEnded) and event.detached is not None
+
+
+def _divide(commands: Sequence[cmd.Command]) -> tuple[list[cmd.Record], list[cmd.Action]]:
+    records: list[cmd.Record] = []
+    actions: list[cmd.Action] = []
+    for command in commands:
+        if isinstance(command, cmd.EmitBundle | cmd.CancelBundle | cmd.ReleaseBundle | cmd.WakeAt):
+            actions.append(command)
+        else:
+            records.append(command)
+    return records, actions
+
+
+@lru_cache(maxsize=8)
+def _frames(code: bytes) -> list[bytes]:
+    frames: list[bytes] = pickle.loads(code)  # a list of bytes, nothing else
+    return frames
