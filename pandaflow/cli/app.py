@@ -97,10 +97,19 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 def app(ctx: click.Context, /, store: str | None, debug: bool) -> None:
     """PanDA-style workload management: run workflows, look at them, steer them."""
     ctx.obj = Common(store or None, debug)
+    _log(debug)
+
+
+def _log(debug: bool) -> None:
+    """Write PandaFlow's log to standard error; Dask's goes its own way."""
     level = "DEBUG" if debug else os.environ.get("PANDAFLOW_LOG_LEVEL", "").upper() or "WARNING"
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    logger = logging.getLogger("pandaflow")
     if level in logging.getLevelNamesMapping():  # a bad name is told by read_settings
-        logging.getLogger("pandaflow").setLevel(level)
+        logger.setLevel(level)
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("pandaflow: %(levelname)s: %(message)s"))
+        logger.addHandler(handler)
 
 
 for _command in (*runs.COMMANDS, *look.COMMANDS, *steer.COMMANDS, *upgrade.COMMANDS):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from pandaflow.cli.options import (
     task_option,
 )
 from pandaflow.cli.output import echo_json, echo_json_rows, echo_table, json_text
+from pandaflow.core.errors import WorkflowError
 from pandaflow.core.status import JobStatus
 
 if TYPE_CHECKING:
@@ -116,7 +117,10 @@ def logs(
     if (job is None) != failed:
         raise click.UsageError("give a JOB such as fill[3], or --failed")
     run = attach(ctx, run_id, options["store"])
-    texts = _failed_logs(run, limit) if job is None else iter([(job, run.logs(job))])
+    rows = (
+        run.jobs(status="failed", limit=limit) if job is None else _row_of(ctx, run, job, options)
+    )
+    texts = ((f"{row['task']}[{row['index']}]", _log_of(run, row)) for row in rows)
     if options["as_json"]:
         echo_json_rows({"job": name, "log": text} for name, text in texts)
         return
@@ -126,9 +130,24 @@ def logs(
         click.echo(text.rstrip("\n"))
 
 
-def _failed_logs(run: Run, limit: int) -> Iterator[tuple[str, str]]:
-    for row in run.jobs(status=str(JobStatus.FAILED), limit=limit):
-        yield f"{row['task']}[{row['index']}]", run.logs((row["task"], row["index"]))
+def _row_of(
+    ctx: click.Context, run: Run, job: str, options: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    from pandaflow.client import open_store, parse_job
+
+    task, index = parse_job(job)
+    reader = open_store(store_of(ctx, options["store"])).reader()
+    found = list(reader.jobs(run.id, task=task, index=index))
+    if not found:
+        raise WorkflowError(f"run {run.id} has no job {job}; 'pandaflow jobs {run.id}' lists them")
+    return found
+
+
+def _log_of(run: Run, row: Mapping[str, Any]) -> str:
+    """Return what a job wrote, and below it the traceback of its last failure."""
+    written = run.logs((row["task"], row["index"]))
+    traceback = (row.get("failure") or {}).get("traceback") or ""
+    return written if traceback in written else f"{written}{traceback}"
 
 
 @click.command()

@@ -38,8 +38,16 @@ def attach(ctx: click.Context, run_id: str, store: str | None) -> Run:
     return client.attach(run_id, store=store_of(ctx, store))
 
 
-def executor_of(options: Mapping[str, Any]) -> Any:
-    """Return the executor that ``--executor`` and ``--workers`` name, or None for the default."""
+def executor_of(ctx: click.Context, options: Mapping[str, Any]) -> Any:
+    """Return the executor that ``--executor`` and ``--workers`` name.
+
+    It is closed with the command and not at the interpreter's exit: by then the threads that
+    Dask would close it with are gone.
+    """
     from pandaflow.cli.places import parse_executor
 
-    return parse_executor(options["executor"], options["workers"])
+    made = parse_executor(options["executor"], options["workers"])
+    close = getattr(made, "close", None)
+    if close is not None:
+        ctx.call_on_close(close)
+    return made

@@ -11,7 +11,7 @@ BUILT_IN = ("local", "threads", "sync", "dask:ADDRESS")
 
 
 def parse_executor(text: str | None, workers: int | None) -> Any:
-    """Return the executor that ``text`` names; None: whatever is the default.
+    """Return the executor that ``text`` names; None: worker processes here.
 
     Parameters
     ----------
@@ -26,8 +26,6 @@ def parse_executor(text: str | None, workers: int | None) -> Any:
     WorkflowError
         Nothing has that name, or ``workers`` makes no sense there.
     """
-    if text is None and workers is None:
-        return None
     name, _, argument = (text or "local").partition(":")
     if name in ("local", "threads", "sync"):
         return _local(name, argument, workers)

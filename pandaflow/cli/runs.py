@@ -151,7 +151,7 @@ def start(
 
     try:
         run = workflow.submit(
-            executor=executor_of(options),
+            executor=executor_of(ctx, options),
             store=store_of(ctx, options["store"]),
             name=options["name"],
         )

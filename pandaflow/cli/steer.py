@@ -90,7 +90,7 @@ def resume(ctx: click.Context, /, run_id: str, **options: Any) -> None:
 
     try:
         run = client.resume(
-            run_id, store=store_of(ctx, options["store"]), executor=executor_of(options)
+            run_id, store=store_of(ctx, options["store"]), executor=executor_of(ctx, options)
         )
         run.resume()
         _follow(run, **options)
@@ -128,7 +128,7 @@ def retry(
     names = ("memory", "walltime", "cores", "retries")
     changes = {name: options[name] for name in names if options[name] is not None}
     run = attach(ctx, run_id, options["store"])
-    run.retry(task=task, restart=restart, executor=executor_of(options), **changes)
+    run.retry(task=task, restart=restart, executor=executor_of(ctx, options), **changes)
     if run._thread is not None:  # this process drives it
         _follow(run, **options)
     else:

@@ -30,7 +30,7 @@ from pandaflow.executors.node import (
     load_node,
     run_node,
 )
-from pandaflow.executors.outcome import unpack_ended
+from pandaflow.executors.outcome import BundleAbandoned, unpack_ended
 from pandaflow.ports import Assignment, Report
 
 logger = logging.getLogger("pandaflow.executors")
@@ -207,8 +207,11 @@ class DaskSession:
         if assignment.spec.kind == "graph":
             return assignment.code
         known = self._payloads.get(assignment.payload)
+        if known is not None and known[1] is not None and known[1].status in ("error", "lost"):
+            known = None
         if known is None:
-            key: Key = (f"payload-{assignment.spec.token}", f"{self._run}/{assignment.payload}")
+            place = f"{self._run}/{assignment.payload}/{assignment.emit.bundle}"
+            key: Key = (f"payload-{assignment.spec.token}", place)
             self._payloads[assignment.payload] = known = (key, None)
             extra[key] = DataNode(key, assignment.code)
         return TaskRef(known[0])
@@ -235,7 +238,9 @@ class DaskSession:
                     self._stopping.pop(bundle, None)
                 self._report(unpack_ended(message))
             case "lost":
-                reason = "its worker died while the bundle ran"
+                with self._lock:
+                    worker = self._where.pop(bundle, None)
+                reason = f"its worker died{self._why(worker)}"
                 self._report(BundleLost(time.time(), bundle, reason, message["position"]))
 
     def _done(self, bundle: int, future: Future) -> None:
@@ -263,7 +268,7 @@ class DaskSession:
 
     def _erred(self, bundle: int, error: BaseException | None) -> None:
         with self._lock:
-            self._where.pop(bundle, None)
+            worker = self._where.pop(bundle, None)
         location = self._results.find(bundle)
         if location is not None:
             try:
@@ -272,18 +277,20 @@ class DaskSession:
                 self._report(BundleLost(time.time(), bundle, str(unreadable)))
             return
         position = self._results.claimed_position(bundle)
-        if isinstance(error, KilledWorker):
-            reason = f"its worker died{self._why(error)}"
-            self._report(BundleLost(time.time(), bundle, reason, position, position is not None))
-        elif isinstance(error, FutureCancelledError):
-            self._report(BundleLost(time.time(), bundle, "its Dask node was cancelled", None, False))
-        else:
-            reason = f"its Dask node failed: {type(error).__name__}: {error}"
-            self._report(BundleLost(time.time(), bundle, reason, position))
+        infrastructure = isinstance(error, KilledWorker | FutureCancelledError | BundleAbandoned)
+        charged = position is not None or not infrastructure
+        reason = self._reason(error, worker)
+        self._report(BundleLost(time.time(), bundle, reason, position, charged))
 
-    def _why(self, error: KilledWorker) -> str:
-        address = getattr(error.last_worker, "address", "")
-        why = self._cause_of(address) if self._cause_of is not None else ""
+    def _reason(self, error: BaseException | None, worker: str | None) -> str:
+        if isinstance(error, KilledWorker | BundleAbandoned):
+            return f"its worker died{self._why(worker)}"
+        if isinstance(error, FutureCancelledError):
+            return "its Dask node was cancelled"
+        return f"its Dask node failed: {type(error).__name__}: {error}"
+
+    def _why(self, worker: str | None) -> str:
+        why = self._cause_of(worker) if self._cause_of is not None and worker else ""
         return f" ({why})" if why else ""
 
     # --- workers ------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pandaflow.cli.app import app
+
+ROOT = Path(__file__).parents[2]
 
 ANALYSIS = '''
 """A small analysis."""
@@ -196,7 +199,7 @@ def test_one_job_at_a_time_in_this_process(folder: Path) -> None:
         (("status", "last"), "run"),
         (("explain", "last", "square"), "run"),
         (("logs", "last"), "--failed"),
-        (("ls", "--store", "nonsense"), "nonsense"),
+        (("ls", "--store", "nosuchdb://host"), "nosuchdb"),
         (("jobs", "last", "--status", "sleepy"), "sleepy"),
         (("dance",), "dance"),
     ],
@@ -217,6 +220,11 @@ def test_a_file_that_fails_to_import_is_told_with_its_line(folder: Path) -> None
     assert result.exit_code == 2
     assert "broken_file.py:2" in result.stderr
     assert "half way" in result.stderr
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert _call("--version").stdout == f"pandaflow {project['version']}\n"
 
 
 def test_debug_shows_the_traceback(folder: Path) -> None:
@@ -242,6 +250,7 @@ def test_a_failed_run_is_told_looked_at_and_tried_again(folder: Path) -> None:
     assert [row["index"] for row in _json("jobs", "last", "--status", "failed")] == [2]
     assert "the gate is shut" in _call("logs", "last", "--failed").stdout
     assert "looking at 2" in _call("logs", "last", "picky[2]").stdout
+    assert "analysis.py" in _call("logs", "last", "picky[2]").stdout, "with its traceback"
     assert "looking at 1" in _call("logs", "last", "picky:1").stdout
     assert "the gate is shut" in _call("explain", "last", "picky[2]").stdout
     assert "def" in _call("reproduce", "last", "picky[2]").stdout or "import" in (

@@ -6,7 +6,9 @@ import pickle
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -28,11 +30,27 @@ from pandaflow.testing.records import bundle_records, example_spec, opening_reco
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
+    """Return URLs of new, empty databases."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/state.db"
+        numbers = count()
+        return lambda: f"sqlite:///{tmp_path}/state{next(numbers)}.db"
     server: PostgresServer = request.getfixturevalue("postgres")
-    return server.create_database()
+    return server.create_database
+
+
+@pytest.fixture
+def url(fresh: Callable[[], str]) -> str:
+    return fresh()
+
+
+def checks(connection: sa.Connection) -> set[tuple[str, str, str]]:
+    """Return table, name and text of every CHECK."""
+    return {
+        (table, str(check["name"]), check["sqltext"])
+        for table in sa.inspect(connection).get_table_names()
+        for check in sa.inspect(connection).get_check_constraints(table)
+    }
 
 
 def alembic_config() -> Config:
@@ -43,24 +61,20 @@ def alembic_config() -> Config:
     return config
 
 
-def test_migrations_make_what_the_tables_say(url):
-    database = Database(url, 5.0)
+def test_migrations_make_what_the_tables_say(fresh):
+    database = Database(fresh(), 5.0)
     with database.engine.connect() as connection:
-        options = {"version_table": VERSION_TABLE, "compare_server_default": False}
-        context = MigrationContext.configure(connection, opts=options)
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
         assert compare_metadata(context, metadata) == []
-        checks = {
-            (table.name, check["name"])
-            for table in metadata.tables.values()
-            for check in sa.inspect(connection).get_check_constraints(table.name)
-        }
+        found = checks(connection)
     database.dispose()
-    assert checks == {
-        (table.name, f"ck_{table.name}_{check.name}")
-        for table in metadata.tables.values()
-        for check in table.constraints
-        if isinstance(check, sa.CheckConstraint)
-    }
+    engine = sa.create_engine(fresh())
+    with engine.begin() as connection:
+        metadata.create_all(connection)
+    with engine.connect() as connection:
+        assert found == checks(connection)
+    engine.dispose()
+    assert len(found) >= 15
 
 
 def test_head_is_the_newest_revision():
