@@ -299,7 +299,7 @@ def trace_workflow(
         shape = shape_of(function(*args, **kwargs), trace, name)
     finally:
         _active.reset(token)
-    if not trace.tasks:
+    if not trace.tasks and not trace.loops:
         raise WorkflowError(f"workflow {name!r} calls no task, so there is nothing to run")
     spec = WorkflowSpec(
         name=name,

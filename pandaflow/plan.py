@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pandaflow.core.bundle import Blocked, BundleValues, JobInputs, Segment
+from pandaflow.core.bundle import Blocked, BundleValues, JobInputs
 from pandaflow.core.engine import Engine
 from pandaflow.core.graph import _Items, bound
 from pandaflow.core.model import WorkflowSpec
@@ -106,8 +106,8 @@ class _Planner:
         return sorted(needed) if needed <= set(self._known) else None
 
     def _lookup(self, task: TaskRun, job: int, upstream: list[int]) -> Any:
-        segments = {t: (Segment(k, range(len(self._known[t]))),) for k, t in enumerate(upstream)}
-        spec = describe(self._engine, task, range(job, job + 1), self._items, segments)
+        places = {number: (dep,) for dep, number in enumerate(upstream)}
+        spec = describe(self._engine, task, range(job, job + 1), self._items, places)
         deps = [BundleValues(range(len(self._known[t])), self._known[t]) for t in upstream]
         try:
             slots = JobInputs(spec, deps, pickle.loads).slots(job)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import heapq
 
 from pandaflow.core.binding import LoopRun
+from pandaflow.core.chunking import NoItems
 from pandaflow.core.engine import Engine
+from pandaflow.core.errors import WorkflowError
 from pandaflow.core.datasets import Size
 from pandaflow.core.jobtable import QUEUED
 from pandaflow.core.model import compact
@@ -70,29 +72,31 @@ def _restore_task(task: TaskRun, row: TaskState) -> None:
 
 
 def _bind_all(engine: Engine) -> None:
-    """Cut inputs into jobs as before; the records of it are dropped, the store has them."""
-    statuses = {task.spec.id: task.status for task in engine.tasks.values()}
-    for task in engine.tasks.values():
-        task.status = TaskStatus.DEFINED
+    """Cut inputs into jobs as before; the records of it are dropped, the store has them.
+
+    Tasks that were not bound when the last driver ended are left to the engine's first step.
+    """
     engine._reorder()
+    tasks = [task for task in engine.tasks.values() if task.status is not TaskStatus.DEFINED]
     changed = True
     while changed:
         changed = _settle_loops(engine)
-        for task in list(engine._active):
-            known = statuses[task.spec.id]
-            if known is TaskStatus.DEFINED or (known is TaskStatus.ABORTED and task.truth is None):
-                if engine._guarded_out(task):
-                    continue
+        for task in tasks:
             changed = _rebind(engine, task) or changed
-    for task in engine.tasks.values():
-        task.status = statuses[task.spec.id]
 
 
 def _rebind(engine: Engine, task: TaskRun) -> bool:
     before = (task.n, task.closed, task.chunks is None)
     if not task.closed and engine._guards_hold(task):
-        engine._cut(task)
+        _recut(engine, task)
     return (task.n, task.closed, task.chunks is None) != before
+
+
+def _recut(engine: Engine, task: TaskRun) -> None:
+    try:
+        engine._cut(task)
+    except WorkflowError:  # it failed for this reason then, too: the store has the verdict
+        task.chunks, task.closed = NoItems(0), True
 
 
 def _settle_loops(engine: Engine) -> bool:

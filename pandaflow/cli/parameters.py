@@ -241,7 +241,6 @@ def command_of(workflow: WorkflowFunction, target: str) -> click.Command:
         name=target,
         params=[*options_of(workflow)],
         help=inspect.getdoc(inspect.unwrap(workflow)),
-        add_help_option=False,
     )
 
 
@@ -261,9 +260,9 @@ def arguments(
     click.UsageError
         A parameter is unknown, missing, or cannot be read.
     """
-    parent = click.get_current_context(silent=True)
-    command = command_of(workflow, target)
-    with command.make_context(target, list(texts), parent=parent) as ctx:
+    around = click.get_current_context(silent=True)
+    path = f"{around.command_path} {target}" if around else target
+    with command_of(workflow, target).make_context(path, list(texts)) as ctx:
         given = {name: found for name, found in ctx.params.items() if found is not None}
     order = {name: given[name] for name in workflow.signature.parameters if name in given}
     bound = inspect.BoundArguments(workflow.signature, order)

@@ -67,13 +67,21 @@ class RunCommand(click.Command):
 def _parameter_help(ctx: click.Context, target: str) -> str:
     command = parameters.command_of(loading.load_target(target), target)
     formatter = ctx.make_formatter()
-    rows = [record for p in command.params if (record := p.get_help_record(ctx)) is not None]
+    rows = [_help_row(ctx, option) for option in command.params]
     formatter.write_paragraph()
     if command.help:
         formatter.write_text(command.help.partition("\n\n")[0])
     with formatter.section(f"Parameters of {target}"):
         formatter.write_dl(rows or [("(none)", "")])
     return formatter.getvalue().rstrip("\n")
+
+
+def _help_row(ctx: click.Context, option: click.Parameter) -> tuple[str, str]:
+    spelled, text = option.get_help_record(ctx) or (f"--{option.name}", "")
+    taken = {name for own in ctx.command.params for name in own.opts}
+    if taken.intersection(option.opts):
+        spelled = f"-P {option.name}=VALUE"
+    return spelled, text
 
 
 @click.command(

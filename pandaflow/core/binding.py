@@ -127,10 +127,6 @@ class Binding:
         """A loop's last state."""
         return self._loops[loop].result
 
-    def jobs_of(self, bundle: int) -> Jobs:
-        """Return the jobs whose values a bundle holds."""
-        return self._held[bundle][1]
-
     def in_flight(self, bundle: int) -> bool:
         """Whether somebody still has to report on a bundle."""
         return bundle in self._bundles
@@ -509,14 +505,23 @@ class Binding:
                     self.tasks[maker].consumers.append(user.spec.id)
                 user.depth = max(user.depth, self.tasks[maker].depth + 1)
 
+    def _looping(self) -> set[int]:
+        """Return the tasks whose outputs a loop's next iteration reads."""
+        open_loops = [loop for loop in self._loops.values() if loop.result is None]
+        states = [loop.current or loop.spec.state for loop in open_loops]
+        return {maker for state in states for maker in makers(state)}
+
     def _loops_go_on(self) -> bool:
-        return any(
-            loop.result is None
-            and not loop.dead
-            and loop.iteration >= 0
-            and (loop.gate is None or self.tasks[loop.gate].truth is not None)
-            and not self._cancelled
+        return not self._cancelled and any(
+            loop.result is None and not loop.dead and not self._loop_skipped(loop)
             for loop in self._loops.values()
+        )
+
+    def _loop_skipped(self, loop: LoopRun) -> bool:
+        """Whether a loop will never begin: its branch was not taken, or not decided."""
+        return loop.iteration < 0 and any(
+            self.tasks[gate].terminal and self.tasks[gate].truth is not wanted
+            for gate, wanted in loop.spec.guards
         )
 
 

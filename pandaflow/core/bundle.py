@@ -8,6 +8,7 @@ upstream values, into the arguments of each job.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,14 +59,6 @@ class BundleValues:
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """Upstream jobs whose values arrive together, as dependency number ``dep``."""
-
-    dep: int
-    jobs: Jobs
-
-
-@dataclass(frozen=True, slots=True)
 class SourceSlice:
     """Items ``[offset, offset + len(items))`` of a source.
 
@@ -102,8 +95,9 @@ class BundleSpec:
     lengths : mapping of Dataset to int
         Lengths of the parts of products and concatenations, and of whole inputs.
     sources : mapping of int to SourceSlice
-    outputs : mapping of int to tuple of Segment
-        Upstream task -> where the values of its jobs are, ascending.
+    outputs : mapping of int to tuple of int
+        Upstream task -> the numbers of the dependencies that hold values of its jobs, those
+        of later attempts behind those of earlier ones.
     scattered : mapping of int to tuple
         Scattering task -> (item offset, (job, position in its list) pairs): what each
         item of the open dataset is.
@@ -139,7 +133,7 @@ class BundleSpec:
     chunks: ChunkMap
     lengths: Mapping[Dataset, int] = field(default_factory=dict)
     sources: Mapping[int, SourceSlice] = field(default_factory=dict)
-    outputs: Mapping[int, tuple[Segment, ...]] = field(default_factory=dict)
+    outputs: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     scattered: Mapping[int, tuple[int, tuple[tuple[int, int], ...]]] = field(default_factory=dict)
     absent: frozenset[tuple[int, int]] = frozenset()
     edges: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
@@ -261,25 +255,17 @@ class JobInputs:
         return lambda item: items[item - offset]
 
     def _leaf_output(self, task: int) -> Getter:
-        segments = self._spec.outputs.get(task, ())
+        deps = [self._deps[dep] for dep in self._spec.outputs.get(task, ())]
+        find = _by_range(deps) or _by_job(deps)
         absent, name = self._spec.absent, self._spec.names.get(task, str(task))
-        firsts = [segment.jobs[0] for segment in segments]
-        ranges = all(isinstance(segment.jobs, range) for segment in segments)
-        places: dict[int, Any] = {}
-        if not ranges:
-            for segment in segments:
-                places.update(zip(segment.jobs, self._deps[segment.dep].values, strict=True))
 
         def get(job: int) -> Any:
             if absent and (task, job) in absent:
-                return Missing(f"{name}[{job}] failed within its goal", absent=True)
-            if not ranges:
-                return places.get(job, Missing(f"{name}[{job}] did not travel"))
-            at = bisect_right(firsts, job) - 1
-            if at < 0 or job not in segments[at].jobs:
-                return Missing(f"{name}[{job}] did not travel")
-            values = self._deps[segments[at].dep].values
-            return values[job - firsts[at]]
+                return Missing(f"{name}[{job}] gave nothing", absent=True)
+            value = find(job)
+            if type(value) is Missing:
+                return Missing(f"{name}[{job}]: {value.reason}", value.absent)
+            return value
 
         return get
 
@@ -293,6 +279,37 @@ class JobInputs:
             return value if type(value) is Missing else value[place]
 
         return get
+
+
+_NOWHERE = Missing("its value did not travel")
+
+
+def _by_range(deps: Sequence[BundleValues]) -> Getter | None:
+    """Find values by bisection, where bundles are ranges of jobs that do not overlap."""
+    deps = sorted(deps, key=lambda dep: dep.jobs[0])
+    if not all(isinstance(dep.jobs, range) for dep in deps):
+        return None
+    if any(one.jobs[-1] >= other.jobs[0] for one, other in itertools.pairwise(deps)):
+        return None
+    firsts = [dep.jobs[0] for dep in deps]
+
+    def find(job: int) -> Any:
+        at = bisect_right(firsts, job) - 1
+        if at < 0 or job not in deps[at].jobs:
+            return _NOWHERE
+        return deps[at].values[job - firsts[at]]
+
+    return find
+
+
+def _by_job(deps: Sequence[BundleValues]) -> Getter:
+    """Find values one by one; a later attempt's value stands for an earlier one's gap."""
+    places: dict[int, Any] = {}
+    for dep in deps:
+        for job, value in zip(dep.jobs, dep.values, strict=True):
+            if type(value) is not Missing or job not in places:
+                places[job] = value
+    return lambda job: places.get(job, _NOWHERE)
 
 
 def _one(get: Getter, item: int) -> Any:

@@ -340,7 +340,9 @@ class Engine(Emission):
                 self._out.append(cmd.ReleaseBundle(need))
 
     def _wanted(self, number: int, jobs: Jobs) -> bool:
-        """Whether some job that is not terminal reads outputs of these jobs."""
+        """Whether some job that is not terminal, or not there yet, reads outputs of these jobs."""
+        if self._loops_go_on() and number in self._looping():
+            return True
         for consumer in self._consumers_of(self.tasks[number]):
             if consumer.chunks is None and not consumer.terminal:
                 return True

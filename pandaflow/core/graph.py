@@ -17,7 +17,7 @@ from dask._task_spec import DataNode, Task, TaskRef
 from dask.base import DaskMethodsMixin
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 
-from pandaflow.core.bundle import Blocked, BundleSpec, BundleValues, JobInputs, Segment, SourceSlice
+from pandaflow.core.bundle import Blocked, BundleSpec, BundleValues, JobInputs, SourceSlice
 from pandaflow.core.datasets import makers
 from pandaflow.core.engine import Engine
 from pandaflow.core.errors import WorkflowError
@@ -206,7 +206,8 @@ class TaskLayer(Layer):
         needs = self._needs(job)
         spec = self._spec(job, needs)
         refs = [TaskRef((self._names[task], upstream)) for task, upstream in needs]
-        return Task(key, compute_job, spec, TaskRef(self._code), *refs)
+        jobs = tuple(upstream for _, upstream in needs)
+        return Task(key, compute_job, spec, jobs, TaskRef(self._code), *refs)
 
     def _needs(self, job: int) -> list[tuple[int, int]]:
         found = {
@@ -220,24 +221,22 @@ class TaskLayer(Layer):
         return list(found)
 
     def _spec(self, job: int, needs: Sequence[tuple[int, int]]) -> BundleSpec:
-        outputs: dict[int, list[Segment]] = {}
-        for dep, (task, upstream) in enumerate(needs):
-            outputs.setdefault(task, []).append(Segment(dep, range(upstream, upstream + 1)))
+        outputs: dict[int, list[int]] = {}
+        for dep, (task, _) in enumerate(needs):
+            outputs.setdefault(task, []).append(dep)
         return describe(
             self._engine,
             self._task,
             range(job, job + 1),
             self._items,
-            {t: tuple(sorted(s, key=lambda s: s.jobs[0])) for t, s in outputs.items()},
+            {task: tuple(deps) for task, deps in outputs.items()},
         )
 
 
-def compute_job(spec: BundleSpec, payload: Any, *values: Any) -> Any:
-    """Run one job with its upstream values, as a plain Dask task."""
-    deps: list[BundleValues] = [BundleValues(range(0), [])] * len(values)
-    for segments in spec.outputs.values():
-        for segment in segments:
-            deps[segment.dep] = BundleValues(segment.jobs, [values[segment.dep]])
+def compute_job(spec: BundleSpec, jobs: Sequence[int], payload: Any, *values: Any) -> Any:
+    """Run one job with the values of the upstream ``jobs``, as a plain Dask task."""
+    pairs = zip(jobs, values, strict=True)
+    deps = [BundleValues(range(job, job + 1), [value]) for job, value in pairs]
     inputs = JobInputs(spec, deps, pickle.loads)
     job = spec.jobs[0]
     try:

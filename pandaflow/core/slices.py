@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from pandaflow.core.bundle import BundleSpec, BundleValues, JobInputs, Segment, SourceSlice
+from pandaflow.core.bundle import BundleSpec, BundleValues, JobInputs, SourceSlice
 from pandaflow.core.chunking import Bounds, ChunkMap, Fixed, NoItems
 from pandaflow.core.commands import EmitBundle
 from pandaflow.core.datasets import resolve, size
@@ -87,7 +87,7 @@ def bundle_spec(
     """Describe a bundle to its worker."""
     task = engine.tasks[emit.task]
     pieces = _Pieces(engine, task, emit.jobs)
-    made = describe(engine, task, emit.jobs, sources, _segments(engine, emit, pieces.outputs), pieces)
+    made = describe(engine, task, emit.jobs, sources, _places(emit, pieces.outputs), pieces)
     upstream = set(pieces.outputs) | {number for number, _ in emit.absent}
     return replace(
         made,
@@ -108,7 +108,7 @@ def describe(
     task: TaskRun,
     jobs: Jobs,
     sources: SourceItems,
-    outputs: Mapping[int, tuple[Segment, ...]],
+    outputs: Mapping[int, tuple[int, ...]],
     pieces: _Pieces | None = None,
 ) -> BundleSpec:
     """Describe jobs of a task, given where the values are that they read."""
@@ -147,8 +147,7 @@ def reader(
     probe = TaskRun(TaskSpec(id=-1, name="", token="", payload="", inputs=(Input(dataset),)))
     probe.chunks = Fixed(n)
     order = list(found)
-    segments = {task: (Segment(order.index(task), range(len(found[task]))),) for task in order}
-    spec = describe(engine, probe, range(n), sources, segments)
+    spec = describe(engine, probe, range(n), sources, {task: (k,) for k, task in enumerate(order)})
     deps = [BundleValues(range(len(found[task])), list(found[task])) for task in order]
     slots = JobInputs(spec, deps, pickle.loads)
     return lambda item: slots.slots(item)[0]
@@ -224,12 +223,10 @@ class _Pieces:
         self._need(task, {run.table.bundle[job] for job in run.arrivals.jobs_of(lo, hi)})
 
 
-def _segments(
-    engine: Engine, emit: EmitBundle, outputs: dict[int, set[int]]
-) -> dict[int, tuple[Segment, ...]]:
+def _places(emit: EmitBundle, outputs: dict[int, set[int]]) -> dict[int, tuple[int, ...]]:
+    """Return the numbers of the dependencies by task; bundles are numbered in order of time."""
     place = {bundle: dep for dep, bundle in enumerate(emit.needs)}
-    out: dict[int, tuple[Segment, ...]] = {}
-    for task, bundles in outputs.items():
-        segments = [Segment(place[b], engine.jobs_of(b)) for b in bundles if b in place]
-        out[task] = tuple(sorted(segments, key=lambda segment: segment.jobs[0]))
-    return out
+    return {
+        task: tuple(place[b] for b in sorted(bundles) if b in place)
+        for task, bundles in outputs.items()
+    }

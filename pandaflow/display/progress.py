@@ -106,9 +106,12 @@ class _Lines:
             return
         self._begun = True
         name = f" ({run.name})" if run.name else ""
-        tasks, jobs = units.plural(len(run.shown), "tasks"), units.plural(run.total, "jobs")
-        slots = f", {units.plural(run.slots, 'slots')}" if run.slots is not None else ""
-        self._write(f"run {run.id}{name} started: {tasks}, {jobs}{slots}")
+        parts = [units.plural(len(run.shown), "tasks")]
+        if run.total:  # jobs are known once the run is driven
+            parts.append(units.plural(run.total, "jobs"))
+        if run.slots is not None:
+            parts.append(units.plural(run.slots, "slots"))
+        self._write(f"run {run.id}{name} started: {', '.join(parts)}")
 
     def finish(self, view: ProgressView) -> None:
         if view.run is not None:

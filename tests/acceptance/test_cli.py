@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 from click.testing import CliRunner, Result
 
@@ -124,6 +125,7 @@ def test_help_of_a_workflow_lists_its_parameters(folder: Path) -> None:
     assert "Sum some squares." in result.stdout
     assert "--n INTEGER" in result.stdout
     assert "[default: 0]" in result.stdout
+    assert "-P name=VALUE" in result.stdout, "--name is an option of run"
 
 
 # --- run ----------------------------------------------------------------------------------
@@ -469,3 +471,17 @@ def test_output_in_a_pipe_has_no_colour_and_survives_head(two_runs: Path) -> Non
     assert done.stdout.startswith("TASK")
     assert "\x1b" not in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_on_a_terminal_progress_and_tables_are_drawn(folder: Path) -> None:
+    environ = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    environ.pop("NO_COLOR", None)
+    start = ["-m", "pandaflow.cli"]
+    run = [*start, "run", "analysis.py:squares", "--n", "3", "--executor", "threads"]
+    for args, told in ((run, "square"), ([*start, "status", "last"], "done")):
+        output, code = pexpect.run(
+            f"{sys.executable} {' '.join(args)}", env=environ, timeout=60, withexitstatus=True
+        )
+        assert code == 0, output
+        assert told in output.decode()
+        assert b"\x1b[" in output
