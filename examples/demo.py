@@ -11,13 +11,20 @@ Exits with 1 if the fit does not recover the truth.
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import sys
 from pathlib import Path
 
+import cloudpickle
+import zmumu as analysis
 from rich.console import Console
 from rich.table import Table
 from toy import write_sample
 from zmumu import PARAMETERS, zmumu
+
+# Workers do not import from this folder, so the code of ``zmumu.py`` travels to them.
+cloudpickle.register_pickle_by_value(analysis)
 
 #: Standard errors beyond which the fit has not recovered the truth.
 LIMIT = 4.0
@@ -40,9 +47,10 @@ def pulls(fit, truth):
     }
 
 
-def number(value):
-    """Write a fitted number with the digits that suit its size."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4f}"
+def number(value, error):
+    """Write a fitted number with two digits of its error."""
+    digits = max(1 - math.floor(math.log10(error)), 0) if error > 0 else 3
+    return f"{value:,.{digits}f}"
 
 
 def comparison(fit, truth):
@@ -53,10 +61,10 @@ def comparison(fit, truth):
     offs = pulls(fit, truth)
     for name in PARAMETERS:
         value, error = fit[name]["value"], fit[name]["error"]
-        cells = [LABELS[name], number(value), number(error), "", ""]
+        cells = [LABELS[name], number(value, error), number(error, error), "", ""]
         if name in offs:
             colour = "green" if abs(offs[name]) < LIMIT else "bold red"
-            cells[3:] = [number(truth[name]), f"[{colour}]{offs[name]:+.2f}[/]"]
+            cells[3:] = [number(truth[name], error), f"[{colour}]{offs[name]:+.2f}[/]"]
         table.add_row(*cells)
     table.caption = f"χ²/ndf = {fit['chi2']:.1f} / {fit['ndf']} (p = {fit['p_value']:.2f})"
     return table
@@ -99,7 +107,7 @@ def main(arguments=None):
     timeline = run.timeline().save(chosen.out / "timeline.svg")
     graph = workflow.svg().save(chosen.out / "graph.svg")
     for what, path in (("plot", result["plot"]), ("timeline", timeline), ("graph", graph)):
-        console.print(f"{what:>9}: {path}", soft_wrap=True, highlight=False)
+        console.print(f"{what:>9}: {os.path.relpath(path)}", soft_wrap=True, highlight=False)
     console.print(f"{'run':>9}: {run.id}  (pandaflow status {run.id})", highlight=False)
     missed = [name for name, pull in pulls(result["fit"], truth).items() if abs(pull) >= LIMIT]
     if missed:

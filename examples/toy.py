@@ -170,6 +170,8 @@ def write_sample(out, files=8, events=20_000, seed=1, truth=None):
 
     truth, folder = truth or Truth(), Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("toy_*.root"):  # an earlier sample may have had more files
+        stale.unlink()
     totals = {}
     for number, child in enumerate(np.random.SeedSequence(seed).spawn(files), start=1):
         tree, counts = generate(np.random.default_rng(child), events, truth, run=number)

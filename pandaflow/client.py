@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -554,7 +555,11 @@ def _cause(row: Mapping[str, Any]) -> str:
 def _me() -> str:
     import getpass
 
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a uid without an account, as in containers
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
 
 
 def _transition(record: cmd.Record, run: str, names: Mapping[int, str]) -> Iterator[Transition]:

@@ -96,6 +96,7 @@ class Runner:
             engine = self._load()
             self._open_sessions(engine)
             self._step(engine, [ev.RunStarted(time.time(), self._slots()), *self._adopt(engine)])
+            self._step(engine, self._inbox(engine))  # a wish may bring an ended run back
             while engine.status not in RUN_TERMINAL and not self._stop.is_set():
                 self._step(engine, self._gather(engine))
             kill = bool(engine.bundles_in_flight()) or engine.status is not RunStatus.DONE

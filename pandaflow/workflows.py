@@ -269,9 +269,9 @@ class Workflow:
     ) -> Run:
         """Start a durable run and return its handle at once; see :meth:`run`."""
         run = self._create(store, name, callbacks)
+        self._connect(run)
         picked = client.pick_executors(executor, executors)
         run._drive(picked, here=_runs_in_caller(picked))
-        self._connect(run)
         return run
 
     def run(
@@ -310,13 +310,12 @@ class Workflow:
         picked = client.pick_executors(executor, executors)
         run = self._create(store, name, callbacks)
         mode = "off" if progress is False else "auto"
+        self._connect(run)
         with watch(run.summary, mode=mode) as view:
             if _runs_in_caller(picked):
                 run._drive(picked, here=True)
-                self._connect(run)
             else:
                 run._drive(picked)
-                self._connect(run)
                 _attend(run, view)
             view.update(run.summary())
         return run

@@ -105,7 +105,9 @@ class Even:
 
     def ready_jobs(self, n_items: int) -> int:
         """Jobs whose upper bound is not above ``n_items``."""
-        return self.n_jobs if n_items >= self.n_items else n_items * self.n_jobs // self.n_items
+        if n_items >= self.n_items:
+            return self.n_jobs
+        return ((n_items + 1) * self.n_jobs - 1) // self.n_items
 
 
 @dataclass(slots=True)

@@ -99,7 +99,7 @@ def parse_seconds(value: object, what: str = "duration") -> float:
             parts = [float(part) for part in value.split(":")]
         except ValueError:
             raise WorkflowError(f"{what}={value!r}: not of the form HH:MM:SS") from None
-        if len(parts) > 3 or any(part < 0 for part in parts):
+        if len(parts) > 3 or not all(0 <= part < float("inf") for part in parts):
             raise WorkflowError(f"{what}={value!r}: not of the form HH:MM:SS")
         seconds = 0.0
         for part in parts:

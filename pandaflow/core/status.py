@@ -168,6 +168,7 @@ TASK_TRANSITIONS: Mapping[tuple[TaskStatus, TaskStatus], str] = {
     (_T.DONE, _T.DEFINED): "restart from an upstream task",
     (_T.FINISHED, _T.DEFINED): "restart from an upstream task",
     (_T.FAILED, _T.DEFINED): "restart from an upstream task",
+    (_T.EXHAUSTED, _T.DEFINED): "restart from an upstream task",
     (_T.ABORTED, _T.DEFINED): "retry: its inputs may come to exist",
 }
 

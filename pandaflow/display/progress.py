@@ -23,6 +23,7 @@ from pandaflow.display.snapshot import parse_run
 from pandaflow.display.text import run_line
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.live import Live
 
 Snapshot = Mapping[str, Any]
@@ -51,10 +52,9 @@ class _Terminal:
 
     def draw(self, view: ProgressView) -> None:
         if self._live is None:
-            from rich.console import Console
             from rich.live import Live
 
-            console = Console(file=self._stream, force_terminal=True, highlight=False)
+            console = _console(self._stream)
             self._live = Live(
                 view,
                 console=console,
@@ -70,6 +70,18 @@ class _Terminal:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console
+
+    class Harmless(Console):
+        """Falls silent on a broken pipe, where rich would end the program."""
+
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+
+    return Harmless(file=stream, force_terminal=True, highlight=False)
 
 
 class _Notebook:

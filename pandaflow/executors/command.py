@@ -387,10 +387,11 @@ def _measures(ended: Ended) -> Measures:
 # --- outcomes ---------------------------------------------------------------------------
 
 
-def _failed(kind: str, text: str, workdir: str, code: int | None = None) -> JobFailed:
-    return JobFailed(
-        Failure(kind=kind, message=f"{text} (work directory kept: {workdir})", code=code)
-    )
+def _failed(
+    kind: str, text: str, workdir: str, code: int | None = None, *, charged: bool = True
+) -> JobFailed:
+    message = f"{text} (work directory kept: {workdir})"
+    return JobFailed(Failure(kind=kind, message=message, code=code, charged=charged))
 
 
 #: A shell reports the death of what it ran by a signal as 128 + signal.
@@ -401,8 +402,7 @@ def _check(ended: Ended, workdir: str) -> None:
     """Raise unless the command ended well."""
     if ended.stopped is not None:
         why = ended.stopped
-        text = f"{why.message} (work directory kept: {workdir})"
-        raise JobFailed(Failure(kind=why.kind, message=text, charged=why.charged))
+        raise _failed(why.kind, why.message, workdir, charged=why.charged)
     code = ended.code
     if code == 0:
         return
@@ -436,6 +436,6 @@ def _adopt(name: str, workdir: str, around: Surroundings) -> File:
         status, checksum = os.stat(path), cache.checksum(path)
         target = around.store.adopt(path, f"{around.files}/{name}")
     except OSError as error:
-        text = f"its output {name} cannot be kept: {error.strerror or error}"
-        raise _failed("output", text, workdir) from None
+        text = f"its output {name} cannot be moved to the results: {error.strerror or error}"
+        raise _failed("output", text, workdir, charged=False) from None
     return File(target, status.st_size, checksum, mtime=status.st_mtime)

@@ -41,13 +41,13 @@ def load_node(results: str, location: str) -> BundleValues:
     return ResultStore(results).load(location)
 
 
-def cancel_on_worker(run: str, bundles: list[int]) -> None:
+async def cancel_on_worker(run: str, bundles: list[int]) -> None:
     """Stop bundles on this worker; the scheduler calls it in the worker's event loop."""
     for bundle in bundles:
         payloads.cancel(run, bundle)
 
 
-def forget_on_worker(run: str) -> None:
+async def forget_on_worker(run: str) -> None:
     """Drop what this worker keeps for a run that has ended."""
     payloads.forget(run)
 

@@ -92,13 +92,9 @@ def run_bundle(
         report(store.header(location)["report"])
         return store.load(location)
     try:
-        claim = store.claim(spec.bundle, spec.attempt)
+        claim = _claimed(spec, store, report)
     except OSError as error:
         return _not_written(spec, BundleEnded(at=0.0, bundle=spec.bundle), error, report)
-    if claim is None:
-        position = store.claimed_position(spec.bundle)
-        report({"op": "lost", "bundle": spec.bundle, "position": position})
-        raise BundleAbandoned(f"bundle {spec.bundle} was begun before and left no result")
     report({"op": "started", "bundle": spec.bundle, "worker": worker, "at": time.time()})
     try:
         bundle = _Bundle(spec, store, isolation)
@@ -111,6 +107,16 @@ def run_bundle(
     if outcome.stuck and isolation == "process" and on_stuck is not None:
         on_stuck()
     return values
+
+
+def _claimed(spec: BundleSpec, store: ResultStore, report: Report) -> Claim:
+    """Take the claim, or say that somebody had it who is gone."""
+    claim = store.claim(spec.bundle, spec.attempt)
+    if claim is None:
+        position = store.claimed_position(spec.bundle)
+        report({"op": "lost", "bundle": spec.bundle, "position": position})
+        raise BundleAbandoned(f"bundle {spec.bundle} was begun before and left no result")
+    return claim
 
 
 @dataclass(frozen=True, slots=True)

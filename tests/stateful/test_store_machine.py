@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -13,7 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -81,13 +81,14 @@ class StoreMachine(RuleBasedStateMachine):
         self.driver.commit(records, done)
         self.events += len(records)
 
-    def pick(self, data: st.DataObject, *states: JobStatus) -> Jobs | None:
-        """Some jobs that are all in one of ``states``."""
+    def any_in(self, states: Iterable[JobStatus]) -> bool:
+        """Whether any job is in one of ``states``."""
+        return any(job.status in states for job in self.jobs)
+
+    def pick(self, data: st.DataObject, states: Iterable[JobStatus]) -> Jobs:
+        """Draw jobs that are all in one of ``states``."""
         here = {s: [k for k, job in enumerate(self.jobs) if job.status is s] for s in states}
-        possible = [s for s, found in here.items() if found]
-        if not possible:
-            return None
-        found = here[data.draw(st.sampled_from(possible))]
+        found = here[data.draw(st.sampled_from([s for s, jobs in here.items() if jobs]))]
         if data.draw(st.booleans()):
             first = data.draw(st.integers(0, len(found) - 1))
             found = found[first : first + data.draw(st.integers(1, len(found)))]
@@ -113,11 +114,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.initial = initial
         self.jobs += [Job(initial) for _ in range(more)]
 
+    @precondition(lambda self: self.any_in(IDLE))
     @rule(data=st.data(), skip=st.integers(0, 2))
     def send(self, data: st.DataObject, skip: int) -> None:
-        jobs = self.pick(data, *IDLE)
-        if jobs is None:
-            return
+        jobs = self.pick(data, IDLE)
         number = next(self.numbers)
         attempt = max(max(self.jobs[k].attempt + bool(self.jobs[k].ended) for k in jobs), 1) + skip
         start = self.jobs[jobs[0]].status
@@ -184,30 +184,29 @@ class StoreMachine(RuleBasedStateMachine):
                 else:
                     self.jobs[k].lost += 1
 
+    @precondition(lambda self: self.live)
     @rule(data=st.data(), finish=st.sampled_from((J.READY, J.CANCELLED)))
     def take_back(self, data: st.DataObject, finish: JobStatus) -> None:
-        jobs = self.pick(data, J.SENT, J.RUNNING)
-        if jobs is None:
-            return
+        jobs = self.pick(data, (J.SENT, J.RUNNING))
         self.commit(moved(jobs, self.jobs[jobs[0]].status, finish, reason="taken back"))
         self.put(jobs, finish)
         for number in list(self.live):
             if not self.in_bundle(number):
                 del self.live[number]
 
+    @precondition(lambda self: self.any_in(IDLE))
     @rule(data=st.data(), finish=st.sampled_from((J.CLOSED, J.CANCELLED, J.READY, J.PENDING)))
     def move_idle(self, data: st.DataObject, finish: JobStatus) -> None:
-        jobs = self.pick(data, *(state for state in IDLE if state != finish))
-        if jobs is None:
-            return
+        jobs = self.pick(data, IDLE)
+        if self.jobs[jobs[0]].status is finish:
+            finish = J.CLOSED
         self.commit(moved(jobs, self.jobs[jobs[0]].status, finish, not_before=-1.0))
         self.put(jobs, finish, not_before=-1.0)
 
+    @precondition(lambda self: self.any_in(JOB_TERMINAL))
     @rule(data=st.data(), finish=st.sampled_from(IDLE))
     def revive(self, data: st.DataObject, finish: JobStatus) -> None:
-        jobs = self.pick(data, *sorted(JOB_TERMINAL))
-        if jobs is None:
-            return
+        jobs = self.pick(data, sorted(JOB_TERMINAL))
         self.commit(moved(jobs, self.jobs[jobs[0]].status, finish, reason="retry"))
         self.put(jobs, finish)
         for k in jobs:
@@ -239,15 +238,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     # --- illegal ones: refused as a whole --------------------------------------------
 
+    @precondition(lambda self: self.last_bundle > len(self.live))
     @rule(data=st.data())
     def late_report(self, data: st.DataObject) -> None:
         """A bundle that is not in flight reports, after something that is all right."""
-        if not self.last_bundle:
-            return
-        numbers = [k for k in range(1, self.last_bundle + 1) if k not in self.live]
-        if not numbers:
-            return
-        number = data.draw(st.sampled_from(numbers))
+        over = [k for k in range(1, self.last_bundle + 1) if k not in self.live]
+        number = data.draw(st.sampled_from(over))
         last = len(self.jobs) - 1
         fine = cmd.ItemsRecorded(T0, 0, last, 1)
         which = data.draw(st.sampled_from((1, 2)))
@@ -335,6 +331,8 @@ def explore(store: SqlStore, examples: int) -> None:
             derandomize=True,
             database=None,
             suppress_health_check=list(HealthCheck),
+            # Shrinking a failure would take minutes of commits; the steps are printed anyway.
+            phases=[Phase.generate],
         ),
     )
 

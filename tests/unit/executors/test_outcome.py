@@ -29,7 +29,7 @@ failures = st.builds(
 reports = st.builds(
     BundleEnded,
     at=st.floats(0, 1e10),
-    bundle=st.integers(0),
+    bundle=st.integers(0, 2**53),
     worker=st.text(),
     location=st.text(),
     checksum=st.text(),

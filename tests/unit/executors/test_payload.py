@@ -11,7 +11,7 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from pandaflow.core.bundle import BundleValues, Missing, Segment, SourceSlice
+from pandaflow.core.bundle import BundleValues, Missing, SourceSlice
 from pandaflow.core.chunking import Fixed, NoItems
 from pandaflow.core.errors import WorkflowError
 from pandaflow.core.model import Input, Output, Source
@@ -159,14 +159,14 @@ def test_blocked_jobs_are_reported_with_the_input_they_lack(bench: Any) -> None:
     spec = bench.spec(
         [0, 1, 2],
         inputs=(Input(Output(7)),),
-        outputs={7: (Segment(0, range(3)),)},
+        outputs={7: (0,)},
         names={7: "select"},
         sources={},
     )
-    deps = [BundleValues(range(3), [5, Missing("select[1] failed"), 6])]
+    deps = [BundleValues(range(3), [5, Missing("no"), 6])]
     out = bench.run(lambda x: called.append(x), spec, deps=deps, isolation="thread")
-    assert out.values == [None, Missing("select[1] failed"), None]
-    assert bench.ended.blocked == {1: "select[1] failed"} and not bench.ended.failures
+    assert out.values == [None, Missing("select[1]: no"), None]
+    assert bench.ended.blocked == {1: "select[1]: no"} and not bench.ended.failures
 
 
 def test_scattering_jobs_report_lengths_and_must_return_lists(bench: Any) -> None:
@@ -236,13 +236,14 @@ def test_job_graph_nodes_get_the_values_of_those_they_wait_for(bench: Any) -> No
         chunks=NoItems(6),
         edges={2: (0,), 3: (0, 1), 4: (), 5: (6,)},
         node_names={0: "a", 1: "b", 2: "c", 3: "d", 4: "e", 5: "f", 6: "bad"},
-        outputs={0: (Segment(0, range(0, 2)), Segment(1, range(6, 7)))},
+        outputs={0: (0, 1)},
+        names={0: "graph"},
     )
     deps = [BundleValues(range(2), [1, 2]), BundleValues(range(6, 7), [Missing("it failed")])]
     out = bench.run(cloudpickle.dumps(calls), spec, deps=deps)
     assert out.values[:2] == [11, 3]
     assert set(bench.ended.failures) == {2} and "loaded" in bench.ended.failures[2].message
-    assert bench.ended.blocked == {3: "bad: it failed"}
+    assert bench.ended.blocked == {3: "bad: graph[6]: it failed"}
 
 
 def test_items_that_cannot_be_unpickled_are_failures_of_the_input(bench: Any) -> None:
