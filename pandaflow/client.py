@@ -245,7 +245,8 @@ class Run:
         """Draw jobs on slots over time."""
         from pandaflow.display.timeline import timeline_picture
 
-        return timeline_picture(self._reader.timeline(self.id))
+        rows = self._reader.timeline(self.id)
+        return timeline_picture(rows, title=self.id, tasks=[task["name"] for task in self.tasks])
 
     def failed_items(self, task: str) -> SourceCollection:
         """Return the items of a task's failed jobs as a dataset to run again."""

@@ -116,7 +116,9 @@ class Workflow:
         for source in self._spec.sources:
             if self._used(source.id):
                 n = None if source.kind == "stream" else source.n
-                graph.add_node(_source_name(self._spec, source.id), jobs=n, kind="source")
+                unit = "files" if source.kind == "files" else ""
+                name = _source_name(self._spec, source.id)
+                graph.add_node(name, jobs=n, kind="source", unit=unit)
         names = {task.id: task.name for task in self._spec.tasks}
         for task in self._spec.tasks:
             graph.add_node(task.name, jobs=sizes[task.id], kind=task.kind, token=task.token)
@@ -164,10 +166,16 @@ class Workflow:
 
         graph = self.graph
         nodes = [
-            Node(id=name, label=name, jobs=data["jobs"], kind=data["kind"])
+            Node(
+                id=name,
+                label=name,
+                jobs=data["jobs"],
+                kind=data["kind"],
+                unit=data.get("unit", ""),
+            )
             for name, data in graph.nodes(data=True)
         ]
-        return dag_picture(nodes, list(graph.edges))
+        return dag_picture(nodes, list(graph.edges), title=self.name)
 
     def plan(self, store: Any = None) -> Plan:
         """Tell what a run would do: jobs of each task, what is cached, and why."""

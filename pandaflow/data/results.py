@@ -332,7 +332,7 @@ class ResultStore:
             self._read(location, lambda file: file.readline()), self._path(location)
         )
 
-    def claim(self, bundle: int, attempt: int) -> Claim | None:
+    def claim(self, bundle: int, attempt: int, worker: str = "") -> Claim | None:
         """Take the right to run a bundle; None if somebody took it before.
 
         Object stores cannot give a thing to one taker only: there, everybody gets it.
@@ -342,7 +342,7 @@ class ResultStore:
         path = self._path(f"claims/{bundle}")
         try:
             with _create(path, "x+b") as file:
-                file.write(_CLAIM.pack(-1, attempt))
+                file.write(_CLAIM.pack(-1, attempt) + worker.encode())
                 file.flush()  # the block must exist: a store into a sparse map dies on a full disk
                 return Claim(path, mmap.mmap(file.fileno(), _CLAIM.size))
         except FileExistsError:
@@ -362,6 +362,16 @@ class ResultStore:
         except (FileNotFoundError, struct.error):
             return None
         return None if position < 0 else int(position)
+
+    def claimed_by(self, bundle: int) -> str:
+        """Return the worker that holds a claim; "" if nobody does."""
+        if self.local is None:
+            return ""
+        try:
+            with open(self._path(f"claims/{bundle}"), "rb") as file:
+                return file.read()[_CLAIM.size :].decode(errors="replace")
+        except FileNotFoundError:
+            return ""
 
     def open_log(self, bundle: int) -> BinaryIO:
         """Open a bundle's log, ``logs/<bundle>.log``, for writing from its start."""

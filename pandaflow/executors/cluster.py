@@ -164,6 +164,7 @@ class _Worker:
             stdout=subprocess.DEVNULL,
             stderr=None if os.environ.get("PANDAFLOW_DEBUG") else subprocess.DEVNULL,
             start_new_session=True,  # ctrl-C in a terminal is the driver's to handle
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
 
     def _watch(self) -> None:

@@ -239,8 +239,8 @@ class DaskSession:
                 self._report(unpack_ended(message))
             case "lost":
                 with self._lock:
-                    worker = self._where.pop(bundle, None)
-                reason = f"its worker died{self._why(worker)}"
+                    self._where.pop(bundle, None)
+                reason = f"its worker died{self._why(self._results.claimed_by(bundle))}"
                 self._report(BundleLost(time.time(), bundle, reason, message["position"]))
 
     def _done(self, bundle: int, future: Future) -> None:
@@ -268,7 +268,7 @@ class DaskSession:
 
     def _erred(self, bundle: int, error: BaseException | None) -> None:
         with self._lock:
-            worker = self._where.pop(bundle, None)
+            self._where.pop(bundle, None)
         location = self._results.find(bundle)
         if location is not None:
             try:
@@ -279,17 +279,17 @@ class DaskSession:
         position = self._results.claimed_position(bundle)
         infrastructure = isinstance(error, KilledWorker | FutureCancelledError | BundleAbandoned)
         charged = position is not None or not infrastructure
-        reason = self._reason(error, worker)
+        reason = self._reason(error, self._results.claimed_by(bundle))
         self._report(BundleLost(time.time(), bundle, reason, position, charged))
 
-    def _reason(self, error: BaseException | None, worker: str | None) -> str:
+    def _reason(self, error: BaseException | None, worker: str) -> str:
         if isinstance(error, KilledWorker | BundleAbandoned):
             return f"its worker died{self._why(worker)}"
         if isinstance(error, FutureCancelledError):
             return "its Dask node was cancelled"
         return f"its Dask node failed: {type(error).__name__}: {error}"
 
-    def _why(self, worker: str | None) -> str:
+    def _why(self, worker: str) -> str:
         why = self._cause_of(worker) if self._cause_of is not None and worker else ""
         return f" ({why})" if why else ""
 

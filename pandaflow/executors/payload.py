@@ -44,8 +44,6 @@ __all__ = [
 
 Isolation = Literal["process", "thread", "caller"]
 Report = Callable[[dict[str, Any]], None]
-#: Bundles with so few jobs have their memory measured from the start.
-_FEW = 32
 
 
 def run_bundle(
@@ -92,7 +90,7 @@ def run_bundle(
         report(store.header(location)["report"])
         return store.load(location)
     try:
-        claim = _claimed(spec, store, report)
+        claim = _claimed(spec, store, worker, report)
     except OSError as error:
         return _not_written(spec, BundleEnded(at=0.0, bundle=spec.bundle), error, report)
     report({"op": "started", "bundle": spec.bundle, "worker": worker, "at": time.time()})
@@ -109,9 +107,9 @@ def run_bundle(
     return values
 
 
-def _claimed(spec: BundleSpec, store: ResultStore, report: Report) -> Claim:
+def _claimed(spec: BundleSpec, store: ResultStore, worker: str, report: Report) -> Claim:
     """Take the claim, or say that somebody had it who is gone."""
-    claim = store.claim(spec.bundle, spec.attempt)
+    claim = store.claim(spec.bundle, spec.attempt, worker)
     if claim is None:
         position = store.claimed_position(spec.bundle)
         report({"op": "lost", "bundle": spec.bundle, "position": position})
@@ -160,8 +158,7 @@ class _Bundle:
             with supervise.enlisted(spec.run, spec.bundle, loop.track):
                 loop.run()
             return self._outcome(loop, 0, loop.done)
-        few = len(spec.jobs) <= _FEW
-        supervisor = Supervisor(loop.track, spec.resources, few=few)
+        supervisor = Supervisor(loop.track, spec.resources)
         return self._supervised(loop, supervisor, spec.seconds if len(spec.jobs) > 1 else 0.0)
 
     def join(self) -> _Outcome:

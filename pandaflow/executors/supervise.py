@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, time
 from typing import Any, Literal
 
 import psutil
@@ -75,7 +75,9 @@ class Track:
         self.running: dict[int, bool] = {}
         self.peaks: dict[int, int] = {}
         self.memory = memory
-        #: Bytes (PSS) of the process tree before the job; out of date if ``weighed`` is set.
+        #: Memory of this process before the job began (bytes): RSS, and PSS, which is worked
+        #: out when it is first needed.
+        self.rss = own_rss()
         self.base: int | None = None
         self.weighed = False
         self.ended, self.wake = threading.Event(), threading.Event()
@@ -139,12 +141,12 @@ class Track:
                 continue  # it came just now, and only once
 
     def weigh(self) -> None:
-        """Measure the memory that is in use before a job begins.
+        """Note the memory that is in use before a job begins.
 
         The loop does so after a job that was itself measured, and so was no short one: what
         the job has left behind is not charged to the next.
         """
-        self.base, self.weighed = tree_pss(os.getpid()), False
+        self.rss, self.base, self.weighed = own_rss(), None, False
 
     def run(self, body: Callable[[], None]) -> None:
         """Run ``body`` in this thread and say when it is over."""
@@ -270,6 +272,9 @@ def forget(run: str) -> None:
 # --- memory -----------------------------------------------------------------------------
 
 
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
 def tree(pid: int) -> list[int]:
     """Return a process and all that descend from it."""
     pids, at = [pid], 0
@@ -299,6 +304,15 @@ def _children_elsewhere(pid: int) -> list[int]:
     return []
 
 
+def own_rss() -> int:
+    """Return the resident set size (bytes) of this process; much cheaper than its PSS."""
+    try:
+        with open("/proc/self/statm", "rb", buffering=0) as file:
+            return int(file.read().split()[1]) * _PAGE
+    except OSError:
+        return int(psutil.Process().memory_info().rss)
+
+
 def tree_pss(pid: int) -> int:
     """Return the proportional set size (bytes) of a process and its descendants."""
     return sum(map(_pss, tree(pid)))
@@ -312,28 +326,40 @@ def _pss(pid: int) -> int:
     return int(getattr(memory, "pss", 0) or getattr(memory, "uss", memory.rss))
 
 
-class _Gauge:
-    """Growth of this process tree since the running job began."""
+def _younger_pss(since: float) -> int:
+    """Return the PSS (bytes) of descendants born after ``since``: older ones are not the job's.
 
-    def __init__(self, track: Track, limit: int | None, *, at_once: bool) -> None:
+    Times of birth are told in clock ticks of 10 ms.
+    """
+    total = 0
+    for pid in tree(os.getpid())[1:]:
+        with suppress(psutil.Error):
+            if psutil.Process(pid).create_time() >= since - 0.02:
+                total += _pss(pid)
+    return total
+
+
+class _Gauge:
+    """Growth of this process since the running job began, and what its children use."""
+
+    def __init__(self, track: Track, limit: int | None) -> None:
         self._track, self._limit, self._next = track, limit, 0.0
-        if at_once or limit is not None:
-            track.weigh()
 
     def growth(self) -> int | None:
         """Measure if it is time to; return bytes, or None if nothing was measured."""
         track, now = self._track, perf_counter()
-        position, base = track.position, track.base
+        position, base, rss = track.position, track.base, track.rss
         if now < self._next or (self._limit is None and now - track.began < MEASURE_AFTER):
             return None
         self._next = now + (PERIOD if self._limit is not None else MEASURE_EVERY)
-        total = tree_pss(os.getpid())
+        own = _pss(os.getpid())
         if base is None:
-            base = track.base = total
+            base = track.base = own - (own_rss() - rss)
+        growth = max(own - base, 0) + _younger_pss(time() - (perf_counter() - track.began))
         if track.position == position:
             track.weighed = True
-            track.peaks[position] = max(total - base, track.peaks.get(position, 0))
-        return total - base
+            track.peaks[position] = max(growth, track.peaks.get(position, 0))
+        return growth
 
     def failure(self) -> Failure | None:
         """Return the failure for memory, if the job has earned it."""
@@ -368,14 +394,12 @@ class Supervisor:
     resources : Resources
         ``walltime`` and ``memory`` of a job are enforced, unless the payload is a command,
         which sees to its own limits.
-    few : bool
-        Few jobs, so each may be long: measure memory from the start.
     """
 
-    def __init__(self, track: Track, resources: Resources, *, few: bool = False) -> None:
+    def __init__(self, track: Track, resources: Resources) -> None:
         self.track = track
         self._walltime = None if track.soft else resources.walltime
-        self._gauge = None if track.soft else _Gauge(track, resources.memory, at_once=few)
+        self._gauge = None if track.soft else _Gauge(track, resources.memory)
         self._deadline = self._patience = 0.0
         self._on_detach: Callable[[], None] = _nothing
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import sys
 import threading
 
 from pandaflow.executors.node import OWN_WORKER
@@ -49,8 +48,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--memory-limit", default="auto")
     options = parser.parse_args(arguments)
     os.environ[OWN_WORKER] = "1"
-    # The user's modules lie beside the script or notebook, where its own process finds them.
-    sys.path.insert(0, os.getcwd())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     asyncio.run(_serve(options))
     os._exit(0)  # payload threads that cannot be stopped must not keep the process

@@ -114,7 +114,28 @@ def test_the_memory_of_child_processes_counts(bench: Any) -> None:
     assert bench.ended.failures[0].kind == "memory"
 
 
-def _hungry() -> None:
+def test_the_memory_of_older_processes_does_not_count(bench: Any) -> None:
+    context = multiprocessing.get_context("spawn")
+    go = context.Event()
+    child = context.Process(target=_hungry, args=(go,), daemon=True)
+    child.start()
+    try:
+        time.sleep(0.1)
+
+        def work(x: int) -> None:
+            spin(1.5)
+
+        go.set()
+        bench.run(work, with_limits(bench.spec([0]), memory=150 * MIB))
+        assert bench.ended.failures == {}
+    finally:
+        child.kill()
+        child.join()
+
+
+def _hungry(go: Any = None) -> None:
+    if go is not None:
+        go.wait()
     kept = b"x" * (300 * MIB)
     time.sleep(60)
     del kept
