@@ -142,21 +142,17 @@ class DaskSession:
 
     def cancel(self, bundles: Sequence[int]) -> None:
         """Drop nodes that wait, stop payloads that run."""
-        running: dict[str, list[int]] = defaultdict(list)
-        dropped = []
-        for bundle in bundles:
-            future = self._futures.pop(bundle, None)
-            with self._lock:
+        futures = [self._futures.pop(bundle, None) for bundle in bundles]
+        with self._lock:
+            for bundle in bundles:
                 worker = self._where.pop(bundle, None)
-            if worker is not None:
-                running[worker].append(bundle)
-                self._stopping[bundle] = worker
-            if future is not None:
-                dropped.append(future)
-        if running:
-            self._tell(running)
-        if dropped:
-            self._client.cancel(dropped, force=True)
+                if worker is not None:
+                    self._stopping[bundle] = worker
+        if bundles and self._client.status == "running":
+            self._client.run(
+                cancel_on_worker, self._run, list(bundles), wait=False, on_error="ignore"
+            )
+            self._client.cancel([future for future in futures if future is not None], force=True)
 
     def release(self, bundles: Sequence[int]) -> None:
         """Let Dask forget values."""
@@ -307,12 +303,6 @@ class DaskSession:
         while not self._closed.wait(_WATCH_S):
             if self._client.status == "running":
                 self._count_slots()
-
-    def _tell(self, running: Mapping[str, list[int]]) -> None:
-        for worker, bundles in running.items():
-            self._client.run(
-                cancel_on_worker, self._run, bundles, workers=[worker], wait=False, on_error="ignore"
-            )
 
     def _wait_stopped(self) -> None:
         deadline = time.monotonic() + _CANCEL_S

@@ -15,10 +15,11 @@ import ctypes
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from time import monotonic, perf_counter, time
+from time import monotonic, perf_counter
 from typing import Any, Literal
 
 import psutil
@@ -272,7 +273,7 @@ def forget(run: str) -> None:
 # --- memory -----------------------------------------------------------------------------
 
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+_PAGE, _TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 
 
 def tree(pid: int) -> list[int]:
@@ -326,17 +327,31 @@ def _pss(pid: int) -> int:
     return int(getattr(memory, "pss", 0) or getattr(memory, "uss", memory.rss))
 
 
-def _younger_pss(since: float) -> int:
-    """Return the PSS (bytes) of descendants born after ``since``: older ones are not the job's.
+def _younger_pss(age: float) -> int:
+    """Return the PSS (bytes) of descendants born in the last ``age`` seconds.
 
-    Times of birth are told in clock ticks of 10 ms.
+    Older ones are not the job's: other workers, say, where jobs run in the driver's process.
     """
-    total = 0
-    for pid in tree(os.getpid())[1:]:
-        with suppress(psutil.Error):
-            if psutil.Process(pid).create_time() >= since - 0.02:
-                total += _pss(pid)
-    return total
+    slack = 0.02  # births are told in clock ticks of 10 ms
+    pids = [pid for pid in tree(os.getpid())[1:] if _age(pid) <= age + slack]
+    return sum(map(_pss, pids))
+
+
+def _age(pid: int) -> float:
+    """Return for how many seconds a process has lived; infinite if it does not."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            born = int(file.read().rpartition(b")")[2].split()[19]) / _TICKS
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - born
+    except OSError:
+        return _age_elsewhere(pid)
+
+
+def _age_elsewhere(pid: int) -> float:
+    try:
+        return time.time() - float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return float("inf")
 
 
 class _Gauge:
@@ -355,7 +370,7 @@ class _Gauge:
         own = _pss(os.getpid())
         if base is None:
             base = track.base = own - (own_rss() - rss)
-        growth = max(own - base, 0) + _younger_pss(time() - (perf_counter() - track.began))
+        growth = max(own - base, 0) + _younger_pss(perf_counter() - track.began)
         if track.position == position:
             track.weighed = True
             track.peaks[position] = max(growth, track.peaks.get(position, 0))

@@ -7,9 +7,8 @@ something else, the whole commit is refused and the job is named.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import singledispatchmethod
 from typing import Any
 
 from pandaflow.core.commands import (
@@ -94,19 +93,14 @@ class Writer:
             A record does not fit what the database has; the caller must roll back.
         """
         for record in records:
-            self._apply(record)
+            _WRITE[type(record)](self, record)
         self._cursor.executemany(self._sql.events, self._events)
         for number, task in self._tasks.items():
             self._save(number, task)
 
-    @singledispatchmethod
-    def _apply(self, record: Any) -> None:
-        raise TypeError(f"no record: {record!r}")
-
     # --- the run, its tasks and datasets ---------------------------------------------
 
-    @_apply.register
-    def _(self, record: RunMoved) -> None:
+    def _run_moved(self, record: RunMoved) -> None:
         started = record.at if record.finish is RunStatus.RUNNING else None
         ended = record.at if record.finish in RUN_TERMINAL else None
         self._execute(
@@ -121,8 +115,7 @@ class Writer:
             raise StoreError(f"run {self._run_id} is not {record.start}; nothing was written")
         self._event(record, start=record.start, finish=record.finish, reason=record.reason)
 
-    @_apply.register
-    def _(self, record: TaskAdded) -> None:
+    def _task_added(self, record: TaskAdded) -> None:
         self._execute(
             "add_task",
             task=record.spec.id,
@@ -133,16 +126,14 @@ class Writer:
         )
         self._event(record, task=record.spec.id, detail={"name": record.spec.name})
 
-    @_apply.register
-    def _(self, record: TaskChanged) -> None:
+    def _task_changed(self, record: TaskChanged) -> None:
         spec = json.dumps(dump_task(record.spec))
         self._execute("change_task", task=record.spec.id, spec=spec)
         if self._cursor.rowcount != 1:
             raise self._no_task(record.spec.id)
         self._event(record, task=record.spec.id)
 
-    @_apply.register
-    def _(self, record: TaskMoved) -> None:
+    def _task_moved(self, record: TaskMoved) -> None:
         task = self._task(record.task)
         if task.status != record.start:
             raise StoreError(
@@ -158,8 +149,7 @@ class Writer:
             reason=record.reason,
         )
 
-    @_apply.register
-    def _(self, record: TaskGrew) -> None:
+    def _task_grew(self, record: TaskGrew) -> None:
         task, initial = self._task(record.task), JOB_CODE[record.initial]
         if record.n < task.n:
             raise StoreError(
@@ -175,16 +165,14 @@ class Writer:
         detail = {"n": record.n, "closed": record.closed}
         self._event(record, task=record.task, finish=record.initial, detail=detail)
 
-    @_apply.register
-    def _(self, record: ItemsRecorded) -> None:
+    def _items_recorded(self, record: ItemsRecorded) -> None:
         name = self._task(record.task).name
         self._execute("add_item", task=record.task, job=record.job, count=record.count)
         self._execute("scattered_grew", task=record.task, name=name, n=record.count)
         jobs = range(record.job, record.job + 1)
         self._event(record, task=record.task, jobs=jobs, detail={"count": record.count})
 
-    @_apply.register
-    def _(self, record: StreamGrew) -> None:
+    def _stream_grew(self, record: StreamGrew) -> None:
         self._execute("stream_grew", source=record.source, n=record.n, closed=record.closed)
         if self._cursor.rowcount != 1:
             raise StoreError(
@@ -196,8 +184,7 @@ class Writer:
 
     # --- bundles: the smooth path ----------------------------------------------------
 
-    @_apply.register
-    def _(self, record: BundleSent) -> None:
+    def _bundle_sent(self, record: BundleSent) -> None:
         task, start = self._task(record.task), JOB_CODE[record.start]
         self._check_bounds(task, record.jobs)
         name = "send_new" if start == task.initial else "send"
@@ -230,8 +217,7 @@ class Writer:
             detail={"executor": record.executor},
         )
 
-    @_apply.register
-    def _(self, record: BundleRunning) -> None:
+    def _bundle_running(self, record: BundleRunning) -> None:
         hit = self._advance(record, record.jobs, _SENT, _RUNNING)
         self._counted(hit, record, record.jobs, f"sent in bundle {record.bundle}", _RUNNING)
         self._count(self._task(record.task), _SENT, _RUNNING, hit)
@@ -248,8 +234,7 @@ class Writer:
             detail={"worker": clean(record.worker)},
         )
 
-    @_apply.register
-    def _(self, record: BundleFinished) -> None:
+    def _bundle_finished(self, record: BundleFinished) -> None:
         report = record.report
         self._reports[record.bundle] = Report(record)
         self._execute(
@@ -292,8 +277,7 @@ class Writer:
 
     # --- jobs off the smooth path ----------------------------------------------------
 
-    @_apply.register
-    def _(self, record: JobsMoved) -> None:
+    def _jobs_moved(self, record: JobsMoved) -> None:
         task, start = self._task(record.task), JOB_CODE[record.start]
         finish = JOB_CODE[record.finish]
         self._check_bounds(task, record.jobs)
@@ -446,6 +430,22 @@ class Writer:
             f"run {self._run_id}: job {job} of {task.name} is {JOB_CODES[code].value} at attempt "
             f"{attempt}, the record expects {expected}{at}; nothing was written"
         )
+
+
+#: Which method writes which record.
+_WRITE: Mapping[type, Callable[[Writer, Any], None]] = {
+    RunMoved: Writer._run_moved,
+    TaskAdded: Writer._task_added,
+    TaskChanged: Writer._task_changed,
+    TaskMoved: Writer._task_moved,
+    TaskGrew: Writer._task_grew,
+    ItemsRecorded: Writer._items_recorded,
+    StreamGrew: Writer._stream_grew,
+    BundleSent: Writer._bundle_sent,
+    BundleRunning: Writer._bundle_running,
+    BundleFinished: Writer._bundle_finished,
+    JobsMoved: Writer._jobs_moved,
+}
 
 
 def _way(record: JobsMoved, rowless: bool) -> str:

@@ -237,7 +237,8 @@ class StoreMachine(RuleBasedStateMachine):
         """Items arrive; people wish for something; what they wished before is done."""
         job = data.draw(st.integers(0, len(self.jobs) - 1))
         done, self.requests = self.requests[:1], self.requests[1:]
-        self.commit(cmd.ItemsRecorded(T0, 0, job, items), done=tuple(done))
+        self.commit(done=tuple(done))
+        self.commit(cmd.ItemsRecorded(T0, 0, job, items))
         self.arrivals.append((job, items))
         self.requests.append(self.store.request(self.run, "pause", {}))
         self.requests.append(self.store.request(self.run, "resume", {"by": "me"}))
