@@ -22,19 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pandaflow import executors
-    from pandaflow.authoring import (
-        after,
-        concat,
-        cross,
-        job_graph,
-        loop,
-        ref,
-        scatter,
-        task,
-        when,
-    )
+    from pandaflow.authoring.commands import command
+    from pandaflow.authoring.job_graphs import job_graph, ref
+    from pandaflow.authoring.shapes import after, concat, cross, loop, scatter, when
+    from pandaflow.authoring.sources import files, items, stream
+    from pandaflow.authoring.tasks import task
     from pandaflow.client import Run, Transition, attach, resume, runs
-    from pandaflow.commandline import command
     from pandaflow.core.errors import (
         DataError,
         InvalidTransition,
@@ -49,15 +42,17 @@ if TYPE_CHECKING:
     from pandaflow.core.model import Failure, File, Resources, Retry, RetryRule, Site
     from pandaflow.executors.outcome import Skip
     from pandaflow.executors.payload import current_job
-    from pandaflow.sources import files, items, stream
     from pandaflow.workflows import Workflow, workflow
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "pandaflow.authoring": "after concat cross job_graph loop ref scatter task when",
+    "pandaflow.authoring.commands": "command",
+    "pandaflow.authoring.job_graphs": "job_graph ref",
+    "pandaflow.authoring.shapes": "after concat cross loop scatter when",
+    "pandaflow.authoring.sources": "files items stream",
+    "pandaflow.authoring.tasks": "task",
     "pandaflow.client": "Run Transition attach resume runs",
-    "pandaflow.commandline": "command",
     "pandaflow.core.errors": (
         "DataError InvalidTransition PandaflowError RunFailed RunLocked RunNotFound SiteError "
         "StoreError WorkflowError"
@@ -65,7 +60,6 @@ _HOME = {
     "pandaflow.core.model": "Failure File Resources Retry RetryRule Site",
     "pandaflow.executors.outcome": "Skip",
     "pandaflow.executors.payload": "current_job",
-    "pandaflow.sources": "files items stream",
     "pandaflow.workflows": "Workflow workflow",
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}

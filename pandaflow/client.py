@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from pandaflow.config import read_settings
 from pandaflow.core import commands as cmd
-from pandaflow.core.errors import PandaflowError, RunFailed, RunLocked, StoreError, WorkflowError
-from pandaflow.core.status import RUN_TERMINAL, TASK_TERMINAL, RunStatus, TaskStatus
+from pandaflow.core.events import RetryRequested
+from pandaflow.core.errors import RunFailed, RunLocked, StoreError, WorkflowError
+from pandaflow.core.status import RUN_TERMINAL, RunStatus, TaskStatus
 
 if TYPE_CHECKING:
+    from pandaflow.authoring.collections import SourceCollection
     from pandaflow.core.engine import Engine
     from pandaflow.display.drawing import Picture
     from pandaflow.gather import Gatherer
     from pandaflow.ports import Executor
     from pandaflow.runner import Runner
-    from pandaflow.sources import SourceCollection
     from pandaflow.store.sql import SqlStore
 
 #: Failures that an error names.
@@ -250,7 +251,7 @@ class Run:
 
     def failed_items(self, task: str) -> SourceCollection:
         """Return the items of a task's failed jobs as a dataset to run again."""
-        from pandaflow.sources import items
+        from pandaflow.authoring.sources import items
 
         engine, gather = self._engine(), self._gatherer()
         return items(_items_of_failed(engine, gather, task), name=f"failed items of {task}")
@@ -382,7 +383,11 @@ class Run:
         return self
 
     def _moves(self) -> list[dict[str, Any]]:
-        return [event for event in self._reader.events(self.id, limit=10**9) if event["kind"] == "run_moved"]
+        return [
+            event
+            for event in self._reader.events(self.id, limit=10**9)
+            if event["kind"] == "run_moved"
+        ]
 
     def _check_retry(self, body: Mapping[str, Any]) -> None:
         """Refuse here what the driver would refuse there."""
@@ -390,8 +395,8 @@ class Run:
 
         engine = self._engine()
         event = wish(engine, "retry", dict(body), time.time())
-        if body["restart"] and getattr(event, "task", None) is not None:
-            engine._check_restart(engine._downstream(event.task))  # type: ignore[union-attr]
+        if isinstance(event, RetryRequested) and event.restart and event.task is not None:
+            engine.check_restart(event.task)
 
     def _ask(self, kind: str, body: Mapping[str, Any]) -> None:
         self._store.request(self.id, kind, {**body, "by": _me()})
@@ -579,17 +584,16 @@ def _transition(record: cmd.Record, run: str, names: Mapping[int, str]) -> Itera
 
 
 def _job_transition(record: Any, run: str, name: str) -> Transition:
+    start, finish, jobs = "sent", "running", record.jobs
     match record:
         case cmd.BundleSent():
-            path = (record.jobs, record.start, "sent")
-        case cmd.BundleRunning():
-            path = (record.jobs, "sent", "running")
+            start, finish = record.start, "sent"
         case cmd.BundleFinished():
-            path = (record.finished, "running", "finished")
-        case _:
-            path = (record.jobs, record.start, record.finish)
+            start, finish, jobs = "running", "finished", record.finished
+        case cmd.JobsMoved():
+            start, finish = record.start, record.finish
     reason = getattr(record, "reason", "")
-    return Transition("job", record.at, run, name, *path, record.attempt, reason)
+    return Transition("job", record.at, run, name, jobs, start, finish, record.attempt, reason)
 
 
 def _items_of_failed(engine: Engine, gather: Gatherer, name: str) -> list[Any]:
@@ -622,13 +626,3 @@ def results_root(store: SqlStore) -> str:
     path = store.path
     return str((path.parent if path is not None else Path(".pandaflow")).resolve() / "results")
 
-
-__all__ = [
-    "PandaflowError",
-    "Run",
-    "TASK_TERMINAL",
-    "Transition",
-    "attach",
-    "resume",
-    "runs",
-]

@@ -39,7 +39,10 @@ def explain(reader: SqlReader, run_id: str, task: str, index: int) -> str:
 def _waiting(run: dict[str, Any], task: dict[str, Any], status: JobStatus) -> list[str]:
     if status in JOB_TERMINAL:
         return []
-    said = [f"task {task['name']} is {task['status']}" + (f" ({task['reason']})" if task["reason"] else "")]
+    said = [
+        f"task {task['name']} is {task['status']}"
+        + (f" ({task['reason']})" if task["reason"] else "")
+    ]
     if status is JobStatus.PENDING:
         unfinished = [
             f"{t['name']} ({t['jobs'].get('finished', 0)} of {t['n']} finished)"
@@ -49,7 +52,9 @@ def _waiting(run: dict[str, Any], task: dict[str, Any], status: JobStatus) -> li
         if unfinished:
             said.append("tasks before it still work: " + ", ".join(unfinished))
     if status is JobStatus.READY:
-        said.append(f"{task['jobs'].get('running', 0)} job(s) of the task run now; it is sent when a slot is near")
+        said.append(
+            f"{task['jobs'].get('running', 0)} job(s) of the task run now; it is sent when a slot is near"
+        )
     said.append(f"run {run['id']} is {run['status']}")
     return said
 
@@ -75,7 +80,11 @@ def _story(events: list[dict[str, Any]]) -> list[str]:
     lines = ["  story:"] if events else ["  nothing has happened to it yet"]
     for event in events:
         at = time.strftime("%H:%M:%S", time.localtime(event["at"])) + f"{event['at'] % 1:.3f}"[1:]
-        move = f"{event['start'] or ''} -> {event['finish'] or ''}" if event["finish"] else event["kind"]
+        move = (
+            f"{event['start'] or ''} -> {event['finish'] or ''}"
+            if event["finish"]
+            else event["kind"]
+        )
         bundle = f" (bundle {event['bundle']})" if event["bundle"] else ""
         why = f": {event['reason']}" if event["reason"] else ""
         lines.append(f"    {at}  {move}{bundle}{why}")

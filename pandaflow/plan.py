@@ -61,7 +61,9 @@ def plan(spec: WorkflowSpec, blobs: Mapping[str, bytes], root: str) -> Plan:
     """
     engine = bound(spec)
     planner = _Planner(engine, _Items(spec, blobs), root)
-    return Plan(spec.name, [planner.row(task) for task in engine.tasks.values() if not task.spec.internal])
+    return Plan(
+        spec.name, [planner.row(task) for task in engine.tasks.values() if not task.spec.internal]
+    )
 
 
 class _Planner:
@@ -102,7 +104,11 @@ class _Planner:
 
     def _upstream(self, task: TaskRun) -> list[int] | None:
         """Return the tasks whose values it reads, if all of them are known from the cache."""
-        needed = {number for number, _, _, _ in self._engine._needs(task, 0, task.n)} if task.n else set()
+        needed = (
+            {number for number, _, _, _ in self._engine._needs(task, 0, task.n)}
+            if task.n
+            else set()
+        )
         return sorted(needed) if needed <= set(self._known) else None
 
     def _lookup(self, task: TaskRun, job: int, upstream: list[int]) -> Any:

@@ -11,9 +11,9 @@ import heapq
 
 from pandaflow.core.binding import LoopRun
 from pandaflow.core.chunking import NoItems
+from pandaflow.core.datasets import Size
 from pandaflow.core.engine import Engine
 from pandaflow.core.errors import WorkflowError
-from pandaflow.core.datasets import Size
 from pandaflow.core.jobtable import QUEUED
 from pandaflow.core.model import compact
 from pandaflow.core.status import JOB_CODE, JOB_LIVE, JobStatus, RunStatus, TaskStatus
@@ -115,7 +115,8 @@ def _settle_loops(engine: Engine) -> bool:
 
 def _restore_jobs(task: TaskRun, row: TaskState) -> dict[int, list[int]]:
     """Put jobs into their states; return those in flight by bundle."""
-    table, live = task.table, {}
+    table = task.table
+    live: dict[int, list[int]] = {}
     for job, status_text, attempt, bundle, not_before in row.jobs:
         if job >= task.n:
             continue

@@ -196,6 +196,12 @@ class Runner:
                     f"task {task.spec.name!r} asks for executor {name!r}; given: {known}. "
                     "Pass executors={name: executor} to run()"
                 )
+            executor = self._executors[name or next(iter(self._executors))]
+            if task.spec.container is not None and not getattr(executor, "containers", False):
+                raise WorkflowError(
+                    f"task {task.spec.name!r} asks for container {task.spec.container!r}, and "
+                    f"{executor!r} has no container runtime; run it elsewhere or without one"
+                )
 
     def _open_sessions(self, engine: Engine) -> None:
         wanted = {task.spec.executor for task in engine.tasks.values()}
@@ -242,8 +248,8 @@ class Runner:
             except (PandaflowError, OSError, RuntimeError) as error:
                 errors.append(error)
         self._driver.release()
-        for error in errors:
-            logger.warning("%s: while closing an executor: %s", self._run, error)
+        for problem in errors:
+            logger.warning("%s: while closing an executor: %s", self._run, problem)
 
     # --- actions ------------------------------------------------------------------------
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 
 from pandaflow import client
-from pandaflow.authoring import Trace, _active, trace_workflow
+from pandaflow.authoring.trace import ACTIVE, Trace, trace_workflow
 from pandaflow.core.datasets import makers
 from pandaflow.core.errors import WorkflowError
-from pandaflow.core.model import Dataset, Output, Source, WorkflowSpec
+from pandaflow.core.model import Dataset, Source, WorkflowSpec
 from pandaflow.options import name_of
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class WorkflowFunction:
             self.signature.bind(*args, **kwargs)
         except TypeError as error:
             raise WorkflowError(f"workflow {self.name}{self.signature}: {error}") from None
-        outer = _active.get()
+        outer = ACTIVE.get()
         if outer is not None:
             return self._inline(outer, args, kwargs)
         spec, trace = trace_workflow(self.name, self.function, args, kwargs)
@@ -415,5 +415,3 @@ def _loops_in(dataset: Dataset, loop: int) -> bool:
 
     return _mentions(dataset, loop)
 
-
-__all__ = ["Output", "Workflow", "WorkflowFunction", "workflow"]

@@ -6,8 +6,8 @@ import random
 from collections import Counter
 from statistics import fmean
 
-from pandaflow.authoring import task
-from pandaflow.sources import items
+from pandaflow.authoring.sources import items
+from pandaflow.authoring.tasks import task
 from pandaflow.workflows import workflow
 
 #: Mass and width of the Z boson, GeV (Particle Data Group, Review of Particle Physics 2024).

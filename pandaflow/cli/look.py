@@ -207,7 +207,7 @@ def graph(
 
 def _workflow_of(ctx: click.Context, run_id: str, store: str | None) -> Workflow:
     """Return the workflow that a run was made of, to look at."""
-    from pandaflow.authoring import Trace
+    from pandaflow.authoring.trace import Trace
     from pandaflow.client import open_store
     from pandaflow.workflows import Workflow
 

@@ -80,7 +80,7 @@ def _strict_literal(text: str) -> Any:
 
 def _sourced(text: str) -> Any:
     """Return the dataset of ``files:GLOB`` or ``items:[...]``; None for any other text."""
-    from pandaflow import sources
+    from pandaflow.authoring import sources
 
     kind, colon, rest = text.partition(":")
     if colon and kind == "files":
@@ -98,7 +98,7 @@ def value(text: str) -> Any:
 
 def dataset(text: str) -> Any:
     """Read a text for a parameter that is a dataset: a list is its items, else it is a glob."""
-    from pandaflow import sources
+    from pandaflow.authoring import sources
 
     found = _sourced(text)
     if found is not None:
@@ -161,7 +161,7 @@ def click_type(kind: Any) -> click.ParamType[Any]:
 
 
 def _class_type(kind: type) -> click.ParamType[Any]:
-    from pandaflow.authoring import Collection as Items
+    from pandaflow.authoring.collections import Collection as Items
     from pandaflow.core.model import File
 
     if issubclass(kind, Items):

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pandaflow.core import chunking
 from pandaflow.core import commands as cmd
-from pandaflow.core.chunking import Bounds, Even, Fixed, NoItems
+from pandaflow.core.chunking import Bounds, Even, NoItems
 from pandaflow.core.datasets import (
     Arrivals,
     Leaf,
@@ -31,7 +31,6 @@ from pandaflow.core.jobtable import (
     CANCELLED,
     CLOSED,
     FAILED,
-    FINISHED,
     NOT_COMING,
     NOT_FINISHED,
     PENDING,

@@ -19,6 +19,7 @@ from pandaflow.core import commands as cmd
 from pandaflow.core import events as ev
 from pandaflow.core import retry
 from pandaflow.core.emission import Emission
+from pandaflow.core.errors import InvalidTransition, WorkflowError
 from pandaflow.core.jobtable import (
     BLOCKED,
     CANCELLED,
@@ -42,7 +43,6 @@ from pandaflow.core.status import (
     RunStatus,
     TaskStatus,
 )
-from pandaflow.core.errors import InvalidTransition, WorkflowError
 from pandaflow.core.taskrun import BundleRun, TaskRun
 
 #: Jobs of a task that must have ended before its failure rate is judged.
@@ -570,7 +570,7 @@ class Engine(Emission):
     def _retry(self, event: ev.RetryRequested) -> None:
         chosen = self._downstream(event.task) if event.task is not None else set(self.tasks)
         if event.restart:
-            self._check_restart(chosen)
+            self.check_restart(event.task)
         if event.task is not None:
             self._change(self.tasks[event.task], event)
         else:
@@ -596,8 +596,14 @@ class Engine(Emission):
             task.overrides.clear()
             self._out.append(cmd.TaskChanged(event.at, task.spec))
 
-    def _check_restart(self, chosen: set[int]) -> None:
-        for number in chosen:
+    def check_restart(self, task: int | None) -> None:
+        """Refuse to restart where the workflow's growth hangs on what would run again.
+
+        Raises
+        ------
+        WorkflowError
+        """
+        for number in self.tasks if task is None else self._downstream(task):
             spec = self.tasks[number].spec
             if spec.gate or spec.scatters or spec.iteration is not None:
                 raise WorkflowError(

@@ -21,7 +21,15 @@ from pandaflow.core.bundle import Blocked, BundleSpec, BundleValues, JobInputs, 
 from pandaflow.core.datasets import makers
 from pandaflow.core.engine import Engine
 from pandaflow.core.errors import WorkflowError
-from pandaflow.core.model import Choice, Dataset, LoopEnd, Output, ResultShape, Scattered, WorkflowSpec
+from pandaflow.core.model import (
+    Choice,
+    Dataset,
+    LoopEnd,
+    Output,
+    ResultShape,
+    Scattered,
+    WorkflowSpec,
+)
 from pandaflow.core.slices import describe
 from pandaflow.core.taskrun import TaskRun
 from pandaflow.core.template import NodeRef, Payload, Slot
@@ -101,7 +109,9 @@ def compile_graph(spec: WorkflowSpec, blobs: Mapping[str, bytes]) -> Compiled:
             raise WorkflowError(f"task {task.spec.name!r} cannot be cut into jobs: {_why(engine)}")
         name = names[number]
         code = f"payload-{name}"
-        layers[code] = MaterializedLayer({code: DataNode(code, pickle.loads(blobs[task.spec.payload]))})
+        layers[code] = MaterializedLayer(
+            {code: DataNode(code, pickle.loads(blobs[task.spec.payload]))}
+        )
         layers[name] = TaskLayer(engine, task, names, code, items)
         dependencies[code] = set()
         used = {m for slot in task.spec.inputs for m in makers(slot.dataset)}
@@ -111,8 +121,8 @@ def compile_graph(spec: WorkflowSpec, blobs: Mapping[str, bytes]) -> Compiled:
 
 
 def _why(engine: Engine) -> str:
-    said = [c.reason for c in engine._out if getattr(c, "reason", "")]
-    return str(said[-1]) if said else "its inputs are not known"
+    said = [str(getattr(command, "reason", "")) for command in engine._out]
+    return next((reason for reason in reversed(said) if reason), "its inputs are not known")
 
 
 def _refuse_growth(spec: WorkflowSpec) -> None:
@@ -182,7 +192,7 @@ class TaskLayer(Layer):
 
     def get_output_keys(self) -> set[Key]:
         """All of them."""
-        return set(self)
+        return {(self._name, job) for job in range(self._task.n)}
 
     def __len__(self) -> int:
         return self._task.n
@@ -199,10 +209,10 @@ class TaskLayer(Layer):
             and 0 <= key[1] < self._task.n
         )
 
-    def __getitem__(self, key: Key) -> Task:
+    def __getitem__(self, key: Any) -> Task:
         if key not in self:
             raise KeyError(key)
-        job = key[1]
+        job: int = key[1]
         needs = self._needs(job)
         spec = self._spec(job, needs)
         refs = [TaskRef((self._names[task], upstream)) for task, upstream in needs]

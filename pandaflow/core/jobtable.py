@@ -15,7 +15,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 from pandaflow.core.errors import InvalidTransition
 from pandaflow.core.model import Jobs, runs_of
-from pandaflow.core.status import JOB_CODE, JOB_CODES, JOB_LIVE, JOB_TERMINAL, JOB_TRANSITIONS, JobStatus
+from pandaflow.core.status import (
+    JOB_CODE,
+    JOB_CODES,
+    JOB_LIVE,
+    JOB_TERMINAL,
+    JOB_TRANSITIONS,
+    JobStatus,
+)
 
 PENDING = JOB_CODE[JobStatus.PENDING]
 READY = JOB_CODE[JobStatus.READY]

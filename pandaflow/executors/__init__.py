@@ -27,4 +27,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*_BUILT_IN, *(entry.name for entry in entry_points(group="pandaflow.executors"))})
+    return sorted(
+        {*_BUILT_IN, *(entry.name for entry in entry_points(group="pandaflow.executors"))}
+    )

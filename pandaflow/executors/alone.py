@@ -14,9 +14,7 @@ from pandaflow.data.results import ResultStore
 from pandaflow.executors import payload as payloads
 
 
-def run_alone(
-    spec: BundleSpec, *, payload: str, needs: Sequence[str], debug: bool = False
-) -> Any:
+def run_alone(spec: BundleSpec, *, payload: str, needs: Sequence[str], debug: bool = False) -> Any:
     """Run the one job of ``spec`` and return its value; nothing of the run is touched.
 
     Parameters

@@ -70,8 +70,12 @@ class Cluster:
             self._start(workers, threads)
         atexit.register(self.close)
 
+    @property
+    def _scheduler(self) -> Any:
+        return self._dask.scheduler
+
     def _start(self, workers: int, threads: int) -> None:
-        self._dask.scheduler.add_plugin(_Names(self._names), name="pandaflow-names")
+        self._scheduler.add_plugin(_Names(self._names), name="pandaflow-names")
         share = max(1, psutil.virtual_memory().total // workers)
         for number in range(workers):
             command = [
@@ -81,7 +85,7 @@ class Cluster:
             ]
             self._processes.append(_Worker(command, f"local-{number}", self._died))
         deadline = time.monotonic() + _START_S
-        while len(self._dask.scheduler.workers) < workers:
+        while len(self._scheduler.workers) < workers:
             if time.monotonic() > deadline or any(w.given_up for w in self._processes):
                 self.close()
                 raise SiteError(

@@ -41,6 +41,8 @@ _WATCH_S = 0.5
 _CANCEL_S = 0.9
 
 Key = tuple[str | int, ...]
+#: Priority, and the worker that holds a job to be joined ("": any worker will do).
+Place = tuple[int, str]
 Cause = Callable[[str], str]
 
 
@@ -105,10 +107,11 @@ class DaskSession:
         self._owns, self._cause_of, self._on_kill = owns_client, cause_of, on_kill
         self._results = ResultStore(results)
         self._topic = f"pandaflow-{run_id}-{uuid.uuid4().hex[:8]}"
-        self._futures: dict[int, Future] = {}
+        self._futures: dict[int, Future[Any]] = {}
         self._keys: dict[int, Key] = {}
-        self._payloads: dict[str, tuple[Key, Future | None]] = {}
+        self._payloads: dict[str, tuple[Key, Future[Any] | None]] = {}
         self._where: dict[int, str] = {}
+        self._detached: dict[int, str] = {}
         self._stopping: dict[int, str] = {}
         self._slots = -1
         self._lock = threading.Lock()
@@ -122,13 +125,14 @@ class DaskSession:
 
     def submit(self, assignments: Sequence[Assignment]) -> None:
         """Add a slice to the graph."""
-        layers: dict[tuple[Any, ...], dict[Key, Any]] = defaultdict(dict)
+        layers: dict[Place, dict[Key, Any]] = defaultdict(dict)
         dependencies: dict[Key, Any] = {}
         for assignment in assignments:
             key = self._key(assignment)
             self._keys[assignment.emit.bundle] = key
             node = self._node(key, assignment, dependencies)
-            layers[assignment.emit.priority][key] = node
+            where = self._detached.pop(assignment.emit.join or 0, "")
+            layers[(_rank(assignment.emit.priority), where)][key] = node
         wanted = [self._keys[assignment.emit.bundle] for assignment in assignments]
         fresh = [key for key, _ in self._payloads.values() if key in dependencies]
         futures = self._client.get(
@@ -212,7 +216,7 @@ class DaskSession:
             extra[key] = DataNode(key, assignment.code)
         return TaskRef(known[0])
 
-    def _keep_payloads(self, futures: Mapping[Key, Future]) -> None:
+    def _keep_payloads(self, futures: Mapping[Key, Future[Any]]) -> None:
         for name, (key, kept) in list(self._payloads.items()):
             if kept is None and key in futures:
                 self._payloads[name] = (key, futures[key])
@@ -232,6 +236,8 @@ class DaskSession:
                 with self._lock:
                     self._where.pop(bundle, None)
                     self._stopping.pop(bundle, None)
+                    if "detached" in message:
+                        self._detached[bundle] = message["worker"]
                 self._report(unpack_ended(message))
             case "lost":
                 with self._lock:
@@ -239,7 +245,7 @@ class DaskSession:
                 reason = f"its worker died{self._why(self._results.claimed_by(bundle))}"
                 self._report(BundleLost(time.time(), bundle, reason, message["position"]))
 
-    def _done(self, bundle: int, future: Future) -> None:
+    def _done(self, bundle: int, future: Future[Any]) -> None:
         """Look at how a node ended; called in a thread of the client."""
         if self._closed.is_set() or self._futures.get(bundle) is not future:
             return
@@ -248,7 +254,9 @@ class DaskSession:
         elif future.status == "error":
             self._erred(bundle, future.exception())
         else:
-            self._report(BundleLost(time.time(), bundle, "its Dask node was cancelled", None, False))
+            self._report(
+                BundleLost(time.time(), bundle, "its Dask node was cancelled", None, False)
+            )
 
     def _make_sure(self, bundle: int) -> None:
         """Report a bundle whose own report went astray, from the file that it left."""
@@ -313,22 +321,22 @@ class DaskSession:
 
 
 def _graph(
-    layers: Mapping[tuple[Any, ...], dict[Key, Any]], extra: Mapping[Key, Any]
+    layers: Mapping[Place, Mapping[Key, Any]], extra: Mapping[Key, Any]
 ) -> HighLevelGraph:
     """Put nodes of one priority into one layer, so that the priority is said once."""
     parts: dict[str, Any] = {}
-    for number, (priority, nodes) in enumerate(layers.items()):
-        name = f"slice-{number}"
-        parts[name] = MaterializedLayer(dict(nodes), annotations={"priority": _rank(priority)})
+    for number, ((priority, worker), nodes) in enumerate(layers.items()):
+        annotations: dict[str, Any] = {"priority": priority}
+        if worker:
+            # Elsewhere only if that worker is gone; there the job is reported as lost.
+            annotations |= {"workers": [worker], "allow_other_workers": True}
+        parts[f"slice-{number}"] = MaterializedLayer(dict(nodes), annotations=annotations)
     if extra:
         parts["inputs"] = MaterializedLayer(dict(extra), annotations={"priority": 10**12})
-    return HighLevelGraph(parts, {name: set(parts) - {name} for name in parts})
+    return HighLevelGraph(parts, {name: set() for name in parts})
 
 
 def _rank(priority: Iterable[int]) -> int:
     """Fold (task priority, depth, urgency) into Dask's one number, larger first."""
     task, depth, urgency = priority
     return (task * 10**4 + min(depth, 10**4 - 1)) * 10**8 + urgency
-
-
-

@@ -343,29 +343,35 @@ class _JobsOfTask:
         j = jobs.c
         query = sa.select(*_JOB_COLUMNS).select_from(jobs)
         query = query.outerjoin(attempts, _ON_ATTEMPT).outerjoin(bundles, _ON_BUNDLE)
-        query = query.where(j.run == self.task.run, j.task == self.task.id)
-        query = query.where(j.idx >= first, j.idx < end).order_by(j.idx)
+        query = query.where(j.run == self.task.run, j.task == self.task.id).order_by(j.idx)
+        query = query.where(self._places(first, end))
         if self.status is not None and self.status != self.task.initial:
-            query = self._narrow(query.where(j.status == self.status))
+            query = query.where(j.status == self.status)
         # Closed also when the caller has seen enough: PostgreSQL keeps a cursor for it.
         with self.connection.execution_options(yield_per=1000).execute(query) as rows:
             for part in rows.partitions():
                 yield from part
 
-    def _narrow(self, query: sa.Select[Any]) -> sa.Select[Any]:
+    def _places(self, first: int, end: int) -> sa.ColumnElement[bool]:
         """Tell the database where jobs in this state can only be."""
-        assert self.status is not None
+        j, b = jobs.c, bundles.c
+        if self.status is None or self.status == self.task.initial:
+            return j.idx.between(first, end - 1)
         if self.status > OFF_PATH:
-            # Word for word the condition of the partial index, which SQLite's planner passes over.
-            query = query.with_hint(jobs, "INDEXED BY ix_jobs_off_path", "sqlite")
-            return query.where(sa.text(f"jobs.status > {OFF_PATH}"))
-        if JOB_CODES[self.status] not in JOB_LIVE:
-            return query
-        b = bundles.c
-        ends = sa.select(sa.func.min(b.first), sa.func.max(b.last))
-        ends = ends.where(b.run == self.task.run, b.task == self.task.id, b.ended.is_(None))
-        first, last = self.connection.execute(ends).one()
-        return query.where(jobs.c.idx.between(first, last))
+            # Planners take the partial index for its condition word for word, if they need
+            # nothing else; so it is asked for the indices alone.
+            off = jobs.alias("off")
+            found = sa.select(off.c.idx).where(sa.text(f"off.status > {OFF_PATH}"))
+            found = found.where(off.c.run == self.task.run, off.c.task == self.task.id)
+            found = found.where(off.c.status == self.status, off.c.idx.between(first, end - 1))
+            return j.idx.in_(found)
+        if JOB_CODES[self.status] in JOB_LIVE:
+            ends = sa.select(sa.func.min(b.first), sa.func.max(b.last))
+            ends = ends.where(b.run == self.task.run, b.task == self.task.id, b.ended.is_(None))
+            low, high = self.connection.execute(ends).one()
+            if low is not None:
+                first, end = max(first, low), min(end, high + 1)
+        return j.idx.between(first, end - 1)
 
 
 def _counts(connection: sa.Connection, numbers: Sequence[int]) -> dict[int, dict[str, int]]:

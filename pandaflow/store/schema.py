@@ -140,6 +140,7 @@ jobs = sa.Table(
         "ix_jobs_off_path",
         "run",
         "task",
+        "status",
         "idx",
         sqlite_where=sa.text(f"status > {OFF_PATH}"),
         postgresql_where=sa.text(f"status > {OFF_PATH}"),

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pandaflow.authoring import Collection
+from pandaflow.authoring.collections import Collection
 from pandaflow.cli import parameters
 from pandaflow.core.errors import WorkflowError
 from pandaflow.core.model import File

@@ -184,7 +184,7 @@ def _jobs() -> None:
     op.create_index(
         "ix_jobs_off_path",
         "jobs",
-        ["run", "task", "idx"],
+        ["run", "task", "status", "idx"],
         unique=False,
         sqlite_where=sa.text("status > 5"),
         postgresql_where=sa.text("status > 5"),

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from pandaflow.authoring import Task, _dumps
+from pandaflow.authoring.tasks import Task
+from pandaflow.authoring.trace import ACTIVE, serialize
 from pandaflow.core.errors import WorkflowError
 from pandaflow.core.model import File, PayloadKind
 from pandaflow.executors.command import CommandPayload, parse_command
@@ -19,14 +20,13 @@ class CommandTask(Task):
     kind: PayloadKind = "command"
 
     def __init__(self, function: Any, options: Options) -> None:
-        self.function, self._options = function, options
+        self.function: Any = function
+        self._options = options
         self.__name__ = options.name
         self.__doc__ = f"Run {function.text}"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from pandaflow.authoring import _active
-
-        if _active.get() is None:
+        if ACTIVE.get() is None:
             raise WorkflowError(
                 f"command {self.name!r} runs as jobs: call it inside a @pf.workflow function"
             )
@@ -35,7 +35,7 @@ class CommandTask(Task):
     def payload(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """Return the pickled payload."""
         made = CommandPayload(self.function.text, args, kwargs, True, self.function.env)
-        return _dumps(made, self.name, (None, args, kwargs))
+        return serialize(made, self.name, (None, args, kwargs))
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any] | None:
         """Check that the placeholders fit the arguments."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import glob
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from pandaflow.authoring import Placed, SourceCollection
+from pandaflow.authoring.collections import SourceCollection
 from pandaflow.core.errors import DataError, WorkflowError
 from pandaflow.core.model import File, SourceSpec
 
@@ -44,7 +45,9 @@ def _described(file: File) -> File:
     if file.size is not None or "://" in file.path or not os.path.exists(file.path):
         return file
     status = os.stat(file.path)
-    return File(file.path, status.st_size, file.checksum, file.events, file.replicas, status.st_mtime)
+    return File(
+        file.path, status.st_size, file.checksum, file.events, file.replicas, status.st_mtime
+    )
 
 
 def _matches(path: str) -> list[File]:
@@ -86,8 +89,8 @@ def _seconds(info: dict[str, Any]) -> float | None:
         value = info.get(key)
         if isinstance(value, int | float):
             return float(value)
-        if hasattr(value, "timestamp"):
-            return float(value.timestamp())
+        if isinstance(value, datetime.datetime):
+            return value.timestamp()
     return None
 
 
@@ -102,14 +105,18 @@ def items(values: Iterable[Any], *, name: str | None = None) -> SourceCollection
         raise WorkflowError("pf.items takes an iterable of values; a text is one value: [text]")
     if isinstance(values, range):
         bounds = (values.start, values.stop, values.step)
-        spec = SourceSpec(id=0, name=name or repr(values), kind="range", n=len(values), bounds=bounds)
+        spec = SourceSpec(
+            id=0, name=name or repr(values), kind="range", n=len(values), bounds=bounds
+        )
         return SourceCollection(spec, values, length=len(values))
     try:
         listed = list(values)
     except TypeError:
         raise WorkflowError(f"pf.items: {type(values).__name__} is not iterable") from None
     if listed and all(isinstance(value, File) for value in listed):
-        spec = SourceSpec(id=0, name=name or "files", kind="files", n=len(listed), files=tuple(listed))
+        spec = SourceSpec(
+            id=0, name=name or "files", kind="files", n=len(listed), files=tuple(listed)
+        )
         return SourceCollection(spec, length=len(listed))
     spec = SourceSpec(id=0, name=name or f"{len(listed)} items", kind="items", n=len(listed))
     made = SourceCollection(spec, listed, length=len(listed))
@@ -194,6 +201,3 @@ def stream(name: str = "stream") -> Stream:
     >>> events.close()
     """
     return Stream(name)
-
-
-__all__ = ["Placed", "Stream", "files", "items", "stream", "value_of"]

@@ -1,0 +1,173 @@
+"""What the documentation shows works: as a script, typed into a Python prompt, in a notebook.
+
+Blocks fenced as ``python runnable`` belong to one session, in the order of the page. A ``text``
+block right behind one holds what it prints.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+psutil = pytest.importorskip("psutil")
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("README.md", "docs/tutorial.md")
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+#: Seconds that a whole page may take: a safety net.
+PATIENCE = 100
+
+_BLOCK = re.compile(
+    r"^```python runnable\n(?P<code>.*?)^```\n(?:\n```text\n(?P<printed>.*?)^```\n)?", re.M | re.S
+)
+_TERMINAL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|\r")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of code and what it prints."""
+
+    code: str
+    printed: tuple[str, ...]
+
+
+def blocks(page: str) -> list[Block]:
+    found = [
+        Block(match["code"], tuple((match["printed"] or "").splitlines()))
+        for match in _BLOCK.finditer((ROOT / page).read_text(encoding="utf-8"))
+    ]
+    assert found, f"{page} has no runnable block"
+    return found
+
+
+def assert_printed(expected: Sequence[Block], output: str) -> None:
+    """Each promised line appears, in order; progress may come in between."""
+    lines = iter(line.rstrip() for line in output.splitlines())
+    for block in expected:
+        for wanted in block.printed:
+            assert any(wanted.rstrip() == line for line in lines), f"{wanted!r} is not in\n{output}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder to work in; nothing that was started there may outlive the test."""
+    yield tmp_path
+    deadline = time.monotonic() + 10
+    while left := working_in(tmp_path):
+        assert time.monotonic() < deadline, f"still there: {left}"
+        time.sleep(0.05)
+
+
+def working_in(folder: Path) -> list[str]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(folder):
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found
+
+
+def environment() -> dict[str, str]:
+    """As a user has it, but for settings of whoever runs the tests."""
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("PANDAFLOW_")}
+    return {**mine, "PYTHONPATH": str(ROOT), "PYTHON_BASIC_REPL": "1", "TERM": "xterm"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_as_a_script(page: str, folder: Path) -> None:
+    session = blocks(page)
+    (folder / "page.py").write_text("\n".join(block.code for block in session), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "page.py"],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_printed(session, done.stdout)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_typed_into_a_prompt(page: str, folder: Path) -> None:
+    pexpect = pytest.importorskip("pexpect")
+    session = blocks(page)
+    prompt = pexpect.spawn(
+        sys.executable,
+        ["-q", "-i"],
+        cwd=str(folder),
+        env=environment(),
+        encoding="utf-8",
+        timeout=PATIENCE,
+        dimensions=(50, 300),
+    )
+    heard: list[str] = []
+    try:
+        prompt.expect_exact(">>> ")
+        for line in "\n".join(block.code + "\n" for block in session).splitlines():
+            prompt.sendline(line)
+            prompt.expect_exact([">>> ", "... "])
+            heard.append(prompt.before)
+        prompt.sendline("raise SystemExit(7)")
+        prompt.expect(pexpect.EOF)
+    finally:
+        prompt.close(force=True)
+    output = _TERMINAL.sub("", "".join(heard))
+    assert "Traceback" not in output, output
+    assert prompt.exitstatus == 7
+    assert_printed(session, output)
+
+
+def execute(notebook: object, folder: Path) -> str:
+    """Execute a notebook in ``folder``; return what its cells printed."""
+    nbclient = pytest.importorskip("nbclient")
+    client = nbclient.NotebookClient(
+        notebook,
+        timeout=PATIENCE,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+    )
+    client.execute(env=environment())
+    outputs = [output for cell in client.nb.cells for output in cell.get("outputs", ())]
+    return "".join(output["text"] for output in outputs if output.get("name") == "stdout")
+
+
+# Warnings of the notebook machinery are its own affair.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", PAGES)
+def test_as_cells_of_a_notebook(page: str, folder: Path) -> None:
+    v4 = pytest.importorskip("nbformat").v4
+    session = blocks(page)
+    cells = [v4.new_code_cell(block.code) for block in session]
+    assert_printed(session, execute(v4.new_notebook(cells=cells), folder))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook(path: Path, folder: Path) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    execute(notebook, folder)
+    pictures = [
+        cell.source
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if "image/svg+xml" in output.get("data", ())
+    ]
+    assert len(pictures) >= 2, "the graph and the timeline are drawn"
+
+
+def test_there_is_a_notebook() -> None:
+    assert NOTEBOOKS
