@@ -36,6 +36,8 @@ logger = logging.getLogger("pandaflow.runner")
 
 #: Seconds between looks into the run's inbox, and extensions of the lease.
 _RENEW_S = 0.25
+#: Seconds that reports of mere starts may wait for others to be committed with.
+_GROUP_S = 0.04
 #: Seconds a lease holds when its owner falls silent.
 LEASE_S = 20.0
 
@@ -162,10 +164,14 @@ class Runner:
             first = self._queue.get(timeout=timeout)
             if first is not None:
                 events.append(first)
+            patience = time.time() + _GROUP_S
             while True:
-                event = self._queue.get_nowait()
-                if event is not None:
-                    events.append(event)
+                # Nothing follows from a mere start, so starts are committed in groups.
+                calm = all(isinstance(event, ev.BundleStarted) for event in events)
+                event = self._queue.get(timeout=max(0.0, patience - time.time()) if calm else 0)
+                if event is None:
+                    break
+                events.append(event)
         except queue.Empty:
             pass
         if time.time() >= self._wake_at:

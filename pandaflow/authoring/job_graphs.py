@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -143,8 +144,31 @@ def _upstream(
 
 
 def _topological(upstream: Mapping[str, set[str]]) -> list[str]:
+    """Order nodes so that each comes after those it needs, longest way to the end first.
+
+    Sent in this order, jobs make a list schedule by critical path, which keeps the makespan near
+    its lower bound (Graham 1969; Hu 1961).
+    """
     try:
-        return list(TopologicalSorter(upstream).static_order())
+        order = list(TopologicalSorter(upstream).static_order())
     except CycleError as error:
         path = " -> ".join(error.args[1])
         raise WorkflowError(f"pf.job_graph: the nodes form a cycle: {path}") from None
+    level = dict.fromkeys(order, 0)
+    downstream: dict[str, list[str]] = {name: [] for name in order}
+    for name in reversed(order):
+        for before in upstream[name]:
+            level[before] = max(level[before], level[name] + 1)
+            downstream[before].append(name)
+    missing = {name: len(upstream[name]) for name in order}
+    heap = [(-level[name], name) for name in order if not missing[name]]
+    heapq.heapify(heap)
+    out: list[str] = []
+    while heap:
+        name = heapq.heappop(heap)[1]
+        out.append(name)
+        for behind in downstream[name]:
+            missing[behind] -= 1
+            if not missing[behind]:
+                heapq.heappush(heap, (-level[behind], behind))
+    return out

@@ -87,6 +87,7 @@ class Binding:
         self._bundles: dict[int, BundleRun] = {}
         self._dependents: dict[int, list[int]] = {}
         self._runnable: dict[str, int] = defaultdict(int)
+        self._filling: set[str] = set()
         self._readers: dict[int, int] = defaultdict(int)
         self._held: dict[int, tuple[int, Jobs]] = {}
         self.next_bundle = 1

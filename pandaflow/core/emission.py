@@ -25,7 +25,7 @@ from pandaflow.core.jobtable import (
     SENT,
 )
 from pandaflow.core.model import Jobs, Output, Resources, compact
-from pandaflow.core.sizing import MAX_OUTSTANDING, bundle_size, window
+from pandaflow.core.sizing import MAX_OUTSTANDING, bundle_size, refill_below, window
 from pandaflow.core.status import JobStatus, RunStatus, TaskStatus
 from pandaflow.core.taskrun import BundleRun, TaskRun
 
@@ -46,6 +46,9 @@ class Emission(Binding):
     def _emit(self) -> None:
         if self.status is not RunStatus.RUNNING:
             return
+        for executor, slots in self._slots.items():
+            if self._runnable[executor] <= refill_below(slots):
+                self._filling.add(executor)
         while any(self._send_next(task) for task in self._order):
             pass
 
@@ -63,12 +66,22 @@ class Emission(Binding):
             return False
         needs = self._bundles_for(task, pick.jobs)
         waiting = sum(1 for need in needs if need in self._bundles)
-        if not waiting and self._runnable[executor] >= window(slots):
+        if not waiting and not self._has_room(executor, slots):
             self._put_back(task, pick)
             return False
         attempt = task.table.ended[pick.jobs[0]] + 1
         self._send(task, pick.jobs, attempt, pick.resources, needs=needs)
         return True
+
+    def _has_room(self, executor: str, slots: int) -> bool:
+        """Tell whether a runnable node may be sent now.
+
+        The window is filled in one go when it has run low, and then left alone for a while:
+        a slice of many nodes costs little more than a slice of one.
+        """
+        if self._runnable[executor] >= window(slots):
+            self._filling.discard(executor)
+        return executor in self._filling
 
     # --- picking ------------------------------------------------------------------------
 

@@ -1,8 +1,9 @@
 """How many jobs go into one bundle, and how far ahead jobs are sent.
 
 A Dask node costs milliseconds whatever it does, so short jobs share one; a bundle is aimed at
-half a second of work, because a bundle is also the unit of stealing, of loss and of
-partial chaining. Long jobs are one per node. Nothing is assumed: until a job of the
+a fifth of a second of work, because a bundle is also the unit of stealing, of loss and of
+partial chaining. Jobs that are long against a node's cost are one per node, so that what depends
+on them starts at once. Nothing is assumed: until a job of the
 task has been measured its bundles hold one job.
 """
 
@@ -13,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 #: Seconds of work aimed at in one bundle.
-TARGET_S = 0.5
+TARGET_S = 0.2
+#: Jobs that take longer than this do not share a node: its cost is a tenth of theirs.
+LONG_S = 0.03
 #: Jobs in one bundle at most: they share one report and one file.
 MAX_JOBS = 1000
 #: A bundle that takes longer than this returns what it has.
@@ -59,6 +62,8 @@ def bundle_size(pace: Pace, remaining: int, slots: int) -> int:
     """
     if not pace.measured:
         return 1
+    if pace.mean >= LONG_S:
+        return 1
     aimed = int(min(MAX_JOBS, max(1.0, TARGET_S / pace.mean)))
     share = -(-remaining // (2 * max(1, slots)))
     worth = int(min(MAX_JOBS, max(1.0, WORTH_S / pace.mean)))
@@ -68,3 +73,8 @@ def bundle_size(pace: Pace, remaining: int, slots: int) -> int:
 def window(slots: int) -> int:
     """Return how many runnable nodes are kept at an executor with ``slots`` slots."""
     return 3 * slots + 4
+
+
+def refill_below(slots: int) -> int:
+    """Return at how many runnable nodes the window is filled again: all slots still busy."""
+    return 2 * slots + 2

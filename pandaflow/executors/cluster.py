@@ -43,11 +43,14 @@ class Cluster:
         self._names: dict[str, str] = {}
         self._recent: deque[float] = deque(maxlen=_DEATHS)
         self._closing = False
-        settings = {
+        each = threads if processes else threads * workers
+        settings: dict[str, Any] = {
             # Dask blames all nodes that were assigned to a worker when it died. A bundle that had
             # begun reports so when Dask tries it again; the others are innocent.
             "distributed.scheduler.allowed-failures": 1000,
-            "distributed.worker.daemon": True,
+            # A worker of many threads has one node in reserve. One of a single thread has none:
+            # the node in reserve would go before a more urgent one that has just become ready.
+            "distributed.scheduler.worker-saturation": 1.0 if each == 1 else 1.25,
             "distributed.comm.timeouts.connect": "30s",
             "distributed.admin.low-level-log-length": 100,
             "distributed.admin.large-graph-warning-threshold": "100MB",
@@ -57,7 +60,7 @@ class Cluster:
         with dask.config.set(settings):
             self._dask = LocalCluster(
                 n_workers=0 if processes else 1,
-                threads_per_worker=threads if processes else threads * workers,
+                threads_per_worker=each,
                 processes=processes,
                 dashboard_address=":0",
                 scheduler_kwargs={"dashboard": False},

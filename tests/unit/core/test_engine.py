@@ -1,0 +1,684 @@
+"""Event scripts: what the engine makes of reports and of wishes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import pandaflow as pf
+from pandaflow.core import commands as cmd
+from pandaflow.core import events as ev
+from pandaflow.core.model import Failure, Resources, Retry, Source, SourceSpec, TaskSpec
+from pandaflow.core.model import Input, WorkflowSpec
+from pandaflow.testing.engine import Outcome, World
+
+
+@pf.task
+def inc(x):
+    return x + 1
+
+
+@pf.task
+def double(x):
+    return 2 * x
+
+
+@pf.task(n_jobs=1)
+def total(xs):
+    return sum(xs)
+
+
+@pf.task(items_per_job=2)
+def pairs(xs):
+    return sum(xs)
+
+
+def one_task(n=4, **options):
+    return inc.options(**options)(pf.items(range(n)))
+
+
+def chain(n=4):
+    return double(inc(pf.items(range(n))))
+
+
+def merged(n=4):
+    return total(inc(pf.items(range(n))))
+
+
+def failing(task: str, *jobs: int, times: int = 10**6, **more: Any):
+    """Let jobs of a task fail so many times."""
+    left = dict.fromkeys(jobs, times)
+
+    def rule(name: str, emit: cmd.EmitBundle) -> Outcome:
+        bad = {}
+        for position, job in enumerate(emit.jobs):
+            if name == task and left.get(job, 0) > 0:
+                left[job] -= 1
+                bad[position] = f"{job} is bad"
+        return Outcome(fail=bad, **more)
+
+    return rule
+
+
+# --- reports ---
+
+
+def test_smooth_path() -> None:
+    world = World.of(chain, 5).play()
+    assert world.engine.status == "done"
+    assert world.values("double") == [2, 4, 6, 8, 10]
+    assert {task.status for task in world.engine.tasks.values()} == {"done"}
+
+
+def test_late_doubled_and_foreign_reports_are_ignored() -> None:
+    world = World.of(chain, 2)
+    first = world.runnable()[0]
+    report = world.ended(first)
+    world.tell(report)
+    before = len(world.ledger.records)
+    started = ev.BundleStarted(world.at, first, "late")
+    lost = ev.BundleLost(world.at, first, "late", 0)
+    world.tell(report, started, lost, ev.BundleStarted(world.at, 999), ev.BundleLost(1.0, 999, ""))
+    assert len(world.ledger.records) == before
+    assert world.play().engine.status == "done"
+
+
+def test_report_without_start() -> None:
+    world = World.of(one_task, 1)
+    world.end(1)
+    kinds = [type(record).__name__ for record in world.ledger.records]
+    assert kinds[-4:] == ["BundleRunning", "BundleFinished", "TaskMoved", "RunMoved"]
+
+
+def test_failures_are_retried_and_block_dependents() -> None:
+    def flow():
+        return total(inc.options(retries=1)(pf.items(range(3))))
+
+    world = World.of(flow).play(failing("inc", 1, times=1))
+    assert world.engine.status == "done"
+    assert world.values("total") == [6]
+    assert list(world.task("inc").table.ended) == [0, 1, 0]
+    assert list(world.task("total").table.ended) == [0]  # being blocked is no failure
+
+
+def test_failure_for_good_closes_dependents() -> None:
+    world = World.of(chain, 3).play(failing("inc", 1))
+    assert world.engine.status == "failed"
+    assert world.states("inc") == ["finished", "failed", "finished"]
+    assert world.states("double") == ["finished", "closed", "finished"]
+
+
+def test_dependents_not_yet_sent_are_closed_and_the_run_ends() -> None:
+    """They are closed while looking for what to send next: somebody must judge them then."""
+    world = World.of(chain, 3)
+    world.pause()
+    world.resume()
+    world.tell(ev.SlotsChanged(world.at, "local", 0))
+    for bundle in world.runnable():
+        world.begin(bundle)
+    world.pause()
+    for bundle in list(world.given):
+        world.end(bundle, Outcome(fail={0: "bad"}))
+    world.tell(ev.SlotsChanged(world.at, "local", 2))
+    world.resume()
+    assert world.play(failing("inc", 0, 1, 2)).engine.status == "failed"
+
+
+def test_window_holds_back_and_the_closed_tail_is_judged() -> None:
+    """Long jobs: dependents are still unsent when what they wait for fails."""
+
+    def flow():
+        return double(total(inc(pf.items(range(40)))))
+
+    world = World.of(flow).play(failing("inc", 0, wall=5.0))
+    assert world.engine.status == "failed"
+    assert world.states("double") == ["closed"]
+
+
+def test_priority_and_depth() -> None:
+    def flow():
+        low = double.options(name="deep")(inc.options(name="low")(pf.items(range(3))))
+        high = inc.options(name="high", priority=1)(pf.items(range(3)))
+        return low, high
+
+    world = World.of(flow, slots={"local": 1})
+    sent = [r for r in world.ledger.records if isinstance(r, cmd.BundleSent)]
+    names = [world.engine.tasks[record.task].spec.name for record in sent]
+    # Priority first; then each chain goes to its end before its next chunk is begun.
+    assert names == ["high", "high", "high", "low", "deep", "low", "deep", "low", "deep"]
+    assert world.runnable()[0] == 1
+
+
+def test_detached_job_is_joined() -> None:
+    world = World.of(chain, 6)
+    world.play(lambda name, emit: Outcome(wall=1e-4), steps=2)
+    world.tell()
+    big = next(b for b in world.engine.bundles_in_flight() if len(b.jobs) > 1)
+    world.begin(big.id)
+    world.end(big.id, Outcome(detached=0, unstarted=range(1, len(big.jobs))))
+    emit = next(g.emit for g in world.given.values() if g.emit.join == big.id)
+    assert emit.jobs == big.jobs[:1]
+    assert emit.attempt == 1
+    assert world.play().engine.status == "done"
+    assert world.values("double") == [2, 4, 6, 8, 10, 12]
+    assert set(world.task("inc").table.ended) == {0}
+
+
+def detached() -> tuple[World, int]:
+    """A run with a job that goes on after its bundle returned; its join waits for a slot."""
+    world = World.of(one_task, 6, retries=1)
+    world.play(lambda name, emit: Outcome(wall=1e-4), steps=2)
+    big = next(b for b in world.engine.bundles_in_flight() if len(b.jobs) > 1)
+    world.begin(big.id)
+    world.end(big.id, Outcome(detached=0))
+    return world, next(b for b, g in world.given.items() if g.emit.join == big.id)
+
+
+def test_pause_leaves_a_detached_job_alone() -> None:
+    world, join = detached()
+    world.pause()
+    assert join in world.given, "its job runs: starting it anew later would make two of it"
+    world.end(join)
+    world.resume()
+    assert world.play().engine.status == "done"
+
+
+def test_detached_job_whose_worker_died_runs_again() -> None:
+    world, join = detached()
+    job = world.given[join].emit.jobs[0]
+    world._left.clear()
+    world.begin(join)
+    world.end(join)
+    assert world.task("inc").table.ended[job] == 1
+    assert world.task("inc").charged == {}
+    assert world.play().engine.status == "done"
+
+
+def test_cancel_of_a_detached_job() -> None:
+    world, join = detached()
+    world.cancel(0, world.given[join].emit.jobs[0])
+    assert not world._left
+    assert world.play().engine.status == "finished"
+
+
+# --- losses ---
+
+
+def lost_until_alone(culprit: int, n: int = 64) -> World:
+    world = World.of(one_task, n, slots={"local": 1})
+    world.play(lambda name, emit: Outcome(wall=1e-4), steps=2)
+    for _ in range(1000):
+        if world.over:
+            return world
+        bundle = world.runnable()[0]
+        world.begin(bundle)
+        if culprit in world.given[bundle].emit.jobs:
+            world.lose(bundle)
+        else:
+            world.end(bundle, Outcome(wall=1e-4))
+    raise AssertionError("it never ends")
+
+
+def test_poisonous_job_is_found_by_splitting() -> None:
+    world = lost_until_alone(37)
+    assert world.engine.status == "failed"
+    assert world.states("inc").count("finished") == 63
+    assert world.states("inc")[37] == "failed"
+    failures = [r.failure for r in world.ledger.records if isinstance(r, cmd.JobsMoved)]
+    assert {f.kind for f in failures if f} == {"lost"}
+
+
+def test_known_position_spares_the_others() -> None:
+    world = World.of(one_task, 64, slots={"local": 1})
+    world.play(lambda name, emit: Outcome(wall=1e-4), steps=2)
+    big = max(world.given.values(), key=lambda g: len(g.emit.jobs)).emit
+    world.lose(big.bundle, 3)  # the start report went astray; the claim tells the position
+    suspect = big.jobs[3]
+    assert world.task("inc").lost == {suspect: 1}
+    assert world.play().engine.status == "done"
+
+
+def test_losses_without_fault_are_not_counted() -> None:
+    world = World.of(chain, 3)
+    for _ in range(10):
+        world.lose(world.runnable()[0], charged=False)
+    assert world.task("inc").lost == {}
+    assert world.play().engine.status == "done"
+
+
+# --- limits and rules ---
+
+
+def test_failure_rate_exhausts_a_task_and_nothing_hangs() -> None:
+    def flow():
+        return total(inc.options(max_failure_rate=0.2, retries=1)(pf.items(range(40))))
+
+    world = World.of(flow).play(failing("inc", *range(0, 40, 2), wall=0.4))
+    assert world.task("inc").status == "exhausted"
+    assert world.engine.status == "failed"
+    world.retry()
+    assert world.play().engine.status == "done"
+    assert world.values("total") == [sum(range(1, 41))]
+
+
+def test_job_in_flight_when_its_task_is_exhausted() -> None:
+    """It fails with tries left; nobody will send it again, and who waits for it must hear."""
+
+    def flow():
+        return double(inc.options(max_failure_rate=0.1, retries=3)(pf.items(range(30))))
+
+    world = World.of(flow, slots={"local": 4})
+    while world.task("inc").status != "exhausted":
+        bundle = world.runnable()[0]
+        fatal = Failure(kind="exception", message="no")
+        world.end(bundle, Outcome(fail={0: fatal}, wall=1.0))
+        assert not world.over
+    assert world.flying("inc")
+    for bundle in world.runnable():
+        if bundle in world.given:
+            world.end(bundle, Outcome(fail={0: "no"}))
+    assert world.play().engine.status == "failed"
+
+
+def test_failure_rate_while_paused() -> None:
+    world = World.of(one_task, 40, max_failure_rate=0.2, slots={"local": 20})
+    for bundle in list(world.given):
+        world.begin(bundle)
+    world.pause()
+    for bundle in list(world.given):
+        world.end(bundle, Outcome(fail={0: "no"}, wall=1.0))
+    world.resume()
+    assert world.play(failing("inc", *range(40))).task("inc").status == "exhausted"
+
+
+def test_scouts_first() -> None:
+    world = World.of(one_task, 50, scouts=4)
+    assert world.task("inc").status == "scouting"
+    assert [list(g.emit.jobs) for g in world.given.values()] == [[0], [1], [2], [3]]
+    world.end(1, Outcome(wall=1e-4))
+    world.end(2, Outcome(wall=1e-4))
+    assert world.task("inc").status == "running"
+    assert max(len(g.emit.jobs) for g in world.given.values()) > 1
+    assert world.play().engine.status == "done"
+
+
+def test_failed_scouts_exhaust() -> None:
+    world = World.of(one_task, 50, scouts=4).play(failing("inc", 0, 1, 2, 3))
+    assert world.task("inc").status == "exhausted"
+    assert world.states("inc").count("closed") == 46
+    assert world.engine.status == "failed"
+
+
+def test_scouts_of_a_stream_are_judged_while_it_is_open() -> None:
+    spec = stream_spec(scouts=2)
+    world = World(spec)
+    world.tell(ev.RunStarted(world.at, world.slots))
+    world.append(0, range(6))
+    world.play()
+    assert world.states("t") == ["finished"] * 6
+    world.append(0, [], closed=True)
+    assert world.play().engine.status == "done"
+
+
+def stream_spec(**options: Any) -> WorkflowSpec:
+    task = TaskSpec(id=0, name="t", token="t", payload="p", inputs=(Input(Source(0)),), **options)
+    return WorkflowSpec(
+        name="w", tasks=(task,), sources=(SourceSpec(id=0, name="s", kind="stream"),)
+    )
+
+
+@pytest.mark.parametrize(("goal", "bad", "status"), [(0.5, 2, "finished"), (0.9, 2, "failed")])
+def test_goal(goal: float, bad: int, status: str) -> None:
+    def flow():
+        made = inc.options(goal=goal)(pf.items(range(4)))
+        return total(made), double(made)
+
+    world = World.of(flow).play(failing("inc", *range(bad)))
+    assert world.engine.status == status
+    expected = [7] if status == "finished" else []
+    assert world.values("total") == expected
+    assert world.states("double") == ["closed", "closed", "finished", "finished"]
+
+
+@pytest.mark.parametrize(("n", "goal"), [(100, 0.55), (100, 0.07), (10, 0.7), (3, 1 / 3)])
+def test_goal_is_not_missed_by_rounding(n: int, goal: float) -> None:
+    bad = n - round(goal * n)
+    world = World.of(one_task, n, goal=goal).play(failing("inc", *range(bad)))
+    assert world.task("inc").status == "finished"
+
+
+def test_list_of_which_nothing_is_left() -> None:
+    def flow():
+        return total(pairs(inc.options(goal=0.5)(pf.items(range(6)))))
+
+    world = World.of(flow).play(failing("inc", 0, 1, 2))
+    assert world.states("pairs") == ["closed", "finished", "finished"]
+    assert world.values("total") == [4 + 5 + 6]
+    assert world.engine.status == "finished"
+
+
+def test_skipped_jobs_excuse() -> None:
+    def flow():
+        made = inc(pf.items(range(4)))
+        return total(made), double(made)
+
+    def rule(name, emit):
+        jobs = list(emit.jobs)
+        return Outcome(skip=[k for k, j in enumerate(jobs) if name == "inc" and j in (1, 2)])
+
+    world = World.of(flow).play(rule)
+    assert world.engine.status == "done"
+    assert world.states("inc") == ["finished", "closed", "closed", "finished"]
+    assert world.states("double") == ["finished", "closed", "closed", "finished"]
+    assert world.values("total") == [5]
+    world.restart()
+    assert world.engine.status == "done"
+
+
+# --- time ---
+
+
+def test_back_off() -> None:
+    def flow():
+        policy = pf.Retry(retries=3, delay=10, factor=2)
+        return inc.options(retries=policy)(pf.items(range(2)))
+
+    world = World.of(flow)
+    world.end(1, Outcome(fail={0: "bad"}))
+    failed_at = world.at
+    assert world.wake == pytest.approx(failed_at + 10)
+    world.end(2)
+    assert not world.runnable()
+    world.tell(ev.Ticked(failed_at + 9))
+    assert not world.runnable()
+    world.tell(ev.Ticked(failed_at + 10))
+    (again,) = world.runnable()
+    world.at = failed_at + 10
+    world.end(again, Outcome(fail={0: "bad"}))
+    assert world.wake == pytest.approx(world.at + 20)
+    assert world.play().engine.status == "done"
+
+
+def test_back_off_that_is_over_while_paused_or_offline_wakes_nobody() -> None:
+    def flow():
+        return inc.options(retries=pf.Retry(retries=3, delay=1))(pf.items(range(1)))
+
+    world = World.of(flow)
+    world.end(1, Outcome(fail={0: "bad"}))
+    world.pause()
+    world.at += 5
+    world.tell(ev.Ticked(world.at))
+    assert world.wake == float("inf")
+    world.tell(ev.SlotsChanged(world.at, "local", 0))
+    world.resume()
+    assert world.wake == float("inf")
+    world.tell(ev.SlotsChanged(world.at, "local", 1))
+    assert world.play().engine.status == "done"
+
+
+# --- wishes ---
+
+
+def test_cancel_the_run() -> None:
+    world = World.of(chain, 4)
+    world.end(1)
+    world.begin(world.runnable()[0])
+    world.cancel()
+    assert world.engine.status == "aborted"
+    assert not world.given
+    assert set(world.states("inc")) == {"finished", "cancelled"}
+    world.retry()
+    assert world.play().engine.status == "done"
+    assert world.values("double") == [2, 4, 6, 8]
+
+
+def test_cancelled_attempt_is_not_used_again() -> None:
+    world = World.of(one_task, 1)
+    world.begin(1)
+    world.cancel()
+    world.retry()
+    assert [g.emit.attempt for g in world.given.values()] == [2]
+
+
+def test_cancel_after_a_failure_is_aborted() -> None:
+    world = World.of(one_task, 3)
+    world.end(1, Outcome(fail={0: "bad"}))
+    world.cancel()
+    assert world.engine.status == "aborted"
+
+
+def test_cancel_one_job() -> None:
+    world = World.of(chain, 4)
+    world.cancel(world.task("inc").spec.id, 2)
+    assert world.states("inc")[2] == "cancelled"
+    assert world.play().states("double") == ["finished", "finished", "closed", "finished"]
+    assert world.task("inc").status == "aborted"
+    world.retry()
+    assert world.play().engine.status == "done"
+
+
+def test_cancel_one_job_of_a_bundle() -> None:
+    world = World.of(chain, 64)
+    world.play(lambda name, emit: Outcome(wall=1e-4), steps=4)
+    big = max(world.flying("inc"), key=lambda b: len(b.jobs))
+    world.begin(big.id)
+    world.cancel(0, big.jobs[1])
+    world.play()
+    assert world.states("inc").count("finished") == 63
+    assert world.states("double").count("closed") == 1
+
+
+def test_cancel_a_task() -> None:
+    def flow():
+        return double(inc(pf.items(range(4)))), inc.options(name="other")(pf.items(range(2)))
+
+    world = World.of(flow)
+    world.cancel(world.task("inc").spec.id)
+    world.play()
+    assert world.states("inc") == ["cancelled"] * 4
+    assert world.states("double") == ["closed"] * 4
+    assert world.states("other") == ["finished"] * 2
+    assert [world.task(n).status for n in ("inc", "double", "other")] == ["aborted", "failed", "done"]
+
+
+def test_cancelled_task_of_a_stream_takes_no_more_items() -> None:
+    world = World(stream_spec())
+    world.tell(ev.RunStarted(world.at, world.slots))
+    world.append(0, range(2))
+    world.play()
+    world.cancel(0)
+    assert world.task("t").status == "aborted"
+    world.append(0, range(3))
+    assert world.task("t").n == 2
+    assert world.over
+
+
+def test_cancel_a_task_that_is_not_bound_is_no_branch_not_taken() -> None:
+    def flow():
+        return total(pf.scatter(listed(pf.items([2]))))
+
+    world = World.of(flow)
+    world.cancel(world.task("total").spec.id)
+    assert world.play().engine.status == "finished"
+
+
+@pf.task
+def listed(n):
+    return list(range(n))
+
+
+def test_pause_takes_back_what_has_not_begun() -> None:
+    world = World.of(chain, 6)
+    first, second = world.runnable()[:2]
+    world.begin(first)
+    world.pause()
+    assert list(world.given) == [first]
+    assert world.engine.status == "paused"
+    world.end(first)
+    assert not world.given
+    assert {task.status for task in world.engine.tasks.values()} == {"paused"}
+    world.resume()
+    assert world.play().engine.status == "done"
+    assert world.values("double") == [2, 4, 6, 8, 10, 12]
+    assert set(world.task("inc").table.ended) == {0}
+
+
+def test_pause_while_a_bundle_blocks_its_dependents() -> None:
+    world = World.of(chain, 2)
+    first = world.runnable()[0]
+    world.begin(first)
+    world.pause()
+    world.end(first, Outcome(fail={0: "bad"}))
+    world.resume()
+    assert world.play().states("double") == ["closed", "finished"]
+
+
+def test_the_last_jobs_of_a_paused_run_end_it() -> None:
+    world = World.of(one_task, 1)
+    world.begin(1)
+    world.pause()
+    world.end(1)
+    assert world.engine.status == "done"
+
+
+def test_retry_with_changed_options() -> None:
+    world = World.of(one_task, 3, memory="1 GiB").play(failing("inc", 1))
+    more = Resources(memory=2 * 2**30)
+    world.retry(0, resources=more, retry=Retry(retries=1))
+    (given,) = world.given.values()
+    assert (given.emit.resources, given.emit.attempt, given.emit.jobs) == (more, 2, range(1, 2))
+    assert world.task("inc").status == "running"
+    assert world.play().engine.status == "done"
+
+
+def test_retry_of_jobs_failed_and_closed_side_by_side() -> None:
+    """A root task that was exhausted: failed jobs are ready again, closed ones pending."""
+    world = World.of(one_task, 50, scouts=4)
+    world.cancel(0, 5)
+    world.play(failing("inc", 0, 1, 2, 3))
+    assert set(world.states("inc")) == {"failed", "closed", "cancelled"}
+    world.retry()
+    assert world.play().engine.status == "done"
+
+
+def test_retry_runs_only_what_is_needed() -> None:
+    world = World.of(chain, 4).play(failing("inc", 2))
+    before = world.engine.next_bundle
+    world.retry()
+    assert world.play().engine.status == "done"
+    assert world.engine.next_bundle == before + 2
+    assert world.values("double") == [2, 4, 6, 8]
+
+
+def test_restart_runs_a_task_and_all_below_again() -> None:
+    def flow():
+        return double(inc(listed.options(name="first")(pf.items(range(3))))), 0
+
+    def flow2():
+        return total(double(inc(pf.items(range(3)))))
+
+    world = World.of(flow2).play()
+    world.retry(world.task("double").spec.id, restart=True)
+    assert world.engine.status == "running"
+    assert world.task("inc").status == "done"
+    assert world.play().engine.status == "done"
+    assert [list(world.task(n).table.ended) for n in ("inc", "double", "total")] == [
+        [0, 0, 0],
+        [1, 1, 1],
+        [1],
+    ]
+    assert world.values("total") == [12]
+
+
+def test_restart_is_refused_where_the_workflow_grows_or_goes_on() -> None:
+    def flow():
+        return total(inc(pf.scatter(listed(pf.items([1, 2])))))
+
+    world = World.of(flow).play()
+    before = len(world.ledger.records)
+    world.retry(world.task("listed").spec.id, restart=True)
+    assert len(world.ledger.records) == before
+    assert "decides how the workflow grows" in world.engine.refused[0]
+    world = World.of(chain, 3)
+    world.play(steps=2)
+    world.retry(world.task("inc").spec.id, restart=True)
+    assert "has not ended" in world.engine.refused[0]
+    assert world.play().engine.status == "done"
+
+
+def test_a_refused_wish_does_not_swallow_what_came_with_it() -> None:
+    world = World.of(chain, 2)
+    report = world.ended(1)
+    world.tell(report, ev.RetryRequested(at=world.at, task=0, restart=True))
+    assert world.states("inc")[0] == "finished"
+    assert world.engine.refused
+    world.tell(ev.ItemsAppended(world.at, 77, 1))
+    assert "77" in world.engine.refused[0]
+    assert world.play().engine.status == "done"
+
+
+def test_requests_after_the_end_change_nothing() -> None:
+    world = World.of(one_task, 1).play()
+    before = len(world.ledger.records)
+    world.cancel()
+    world.pause()
+    world.resume()
+    world.retry()
+    assert len(world.ledger.records) == before
+
+
+# --- what is released ---
+
+
+def test_values_are_released_when_nobody_reads_them() -> None:
+    world = World.of(chain, 3).play()
+    assert world.released == set(world.stored)
+
+
+def test_values_are_kept_for_who_comes_later() -> None:
+    world = World.of(merged, 3)
+    while world.flying("inc"):
+        world.step()
+        if not world.over and world.states("total") != ["finished"]:
+            assert not world.released
+    assert world.play().released == set(world.stored)
+
+
+def test_job_graph_keeps_and_reconsiders() -> None:
+    def flow():
+        nodes = {
+            "a": (max, ((1, 2),)),
+            "b": (max, (pf.ref("a"), 5)),
+            "c": (min, (pf.ref("a"), pf.ref("b"))),
+            "d": (max, (pf.ref("c"), 0)),
+        }
+        return pf.job_graph(nodes, retries=1)
+
+    world = World.of(flow)
+    name = world.engine.tasks[0].spec.name
+    world.play(failing(name, 0, times=1))
+    assert world.engine.status == "done"
+    assert world.values(name) == [2, 5, 2, 2]
+    failed = World.of(flow).play(failing(name, 0))
+    assert failed.states(name) == ["failed", "closed", "closed", "closed"]
+
+
+def test_a_long_chain_of_blocked_jobs_is_closed() -> None:
+    """Bad news travels any distance."""
+
+    def flow(n):
+        nodes = {"0": (abs, (1,))}
+        nodes |= {str(k): (abs, (pf.ref(str(k - 1)),)) for k in range(1, n)}
+        return pf.job_graph(nodes, retries=1)
+
+    world = World.of(flow, 800, shadow=False, slots={"local": 400})
+    name = world.engine.tasks[0].spec.name
+    reports = [world.ended(world.runnable()[0], Outcome(fail={0: "bad"}))]
+    # All that was sent ahead comes back blocked, then the second try fails.
+    while able := world.runnable():
+        reports.append(world.ended(able[0]))
+    world.tell(*reports)
+    world.play(failing(name, 0))
+    assert world.engine.status == "failed"
+    assert world.states(name).count("closed") == 799
