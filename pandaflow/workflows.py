@@ -325,7 +325,6 @@ class Workflow:
             else:
                 run._drive(picked)
                 _attend(run, view)
-            view.update(run.summary())
         return run
 
     def _create(self, store: Any, name: str | None, callbacks: Any) -> Run:
@@ -376,7 +375,7 @@ def _attend(run: Run, view: Any) -> None:
     try:
         while run._thread.is_alive():
             run._thread.join(0.25)
-            view.update(run.summary())
+            view.refresh()
     except KeyboardInterrupt:
         run.cancel()
         raise

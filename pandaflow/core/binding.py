@@ -20,7 +20,9 @@ from pandaflow.core.datasets import (
     Arrivals,
     Leaf,
     Size,
+    atoms,
     leaves,
+    loops_in,
     makers,
     readers,
     resolve,
@@ -56,6 +58,7 @@ from pandaflow.core.model import (
 from pandaflow.core.status import TASK_TRANSITIONS, JobStatus, RunStatus, TaskStatus
 from pandaflow.core.taskrun import BundleRun, TaskRun
 
+_SUCCEEDED = (TaskStatus.DONE, TaskStatus.FINISHED)
 Verdict = Literal["go", "wait", "close", "excuse"]
 
 
@@ -116,8 +119,8 @@ class Binding:
         return self.tasks[task].arrivals
 
     def ended(self, task: int) -> bool:
-        """Whether a task will bring no more items."""
-        return self.tasks[task].terminal
+        """Whether a task has succeeded, so that it will bring no more items."""
+        return self.tasks[task].status in _SUCCEEDED
 
     def verdict(self, gate: int) -> bool | None:
         """What a gate said."""
@@ -140,11 +143,25 @@ class Binding:
     def _add(self, spec: TaskSpec) -> TaskRun:
         run = TaskRun(spec)
         self.tasks[spec.id] = run
-        datasets = [slot.dataset for slot in spec.inputs] + list(spec.after)
-        for maker in {m for dataset in datasets for m in makers(dataset)}:
-            self.tasks[maker].consumers.append(spec.id)
-            run.depth = max(run.depth, self.tasks[maker].depth + 1)
+        if spec.edges:
+            run.consumers.append(spec.id)
+        self._subscribe(run)
         return run
+
+    def _subscribe(self, task: TaskRun) -> None:
+        """Note a task as a consumer of those that it reads or waits for."""
+        for maker in {m for dataset in _read_by(task.spec) for m in self._makers(dataset)}:
+            if task.spec.id not in self.tasks[maker].consumers:
+                self.tasks[maker].consumers.append(task.spec.id)
+            task.depth = max(task.depth, self.tasks[maker].depth + 1)
+
+    def _makers(self, dataset: Dataset) -> set[int]:
+        """Return the tasks whose outputs a dataset may hold, by way of loops so far too."""
+        found = set(makers(dataset))
+        for number in loops_in(dataset):
+            current = self._loops[number].current if number in self._loops else None
+            found |= set() if current is None else self._makers(current)
+        return found
 
     def _reorder(self) -> None:
         """Put the tasks that may have something to do in order: priority, then deepest first."""
@@ -187,18 +204,15 @@ class Binding:
             if self._guarded_out(task):
                 self._move_task(task, TaskStatus.ABORTED, "its branch was not taken")
                 return True
-            dead = self._dead(task)
-            if dead:
-                self._move_task(task, TaskStatus.FAILED, dead)
-                return True
-            if not self._guards_hold(task):
-                return False
+        dead = self._dead(task)
+        if dead and task.table.terminal() == task.n:
+            self._move_task(task, TaskStatus.FAILED, dead)
+            return True
+        if not self._guards_hold(task):
+            return False
         try:
             return self._cut(task)
         except WorkflowError as error:
-            if task.chunks is None:
-                task.chunks = NoItems(0)
-            task.closed = True
             self._move_task(task, TaskStatus.FAILED, str(error))
             return True
 
@@ -211,7 +225,7 @@ class Binding:
         return all(self.tasks[gate].truth is wanted for gate, wanted in task.spec.guards)
 
     def _dead(self, task: TaskRun) -> str:
-        """Return why a task's inputs will never be known, or nothing."""
+        """Return why a task's inputs will never be complete, or nothing."""
         for gate, _ in task.spec.guards:
             if self.tasks[gate].terminal and self.tasks[gate].truth is None:
                 return f"{self.tasks[gate].spec.name} came to no decision"
@@ -222,24 +236,32 @@ class Binding:
         return ""
 
     def _dead_dataset(self, dataset: Dataset) -> str:
+        return next(filter(None, map(self._dead_atom, atoms(dataset))), "")
+
+    def _dead_atom(self, dataset: Dataset) -> str:
         if isinstance(dataset, LoopEnd):
             loop = self._loops[dataset.loop]
-            return f"{loop.spec.name} came to no end" if loop.dead else ""
-        if isinstance(dataset, Choice) and self.tasks[dataset.gate].truth is None:
+            if loop.result is not None:
+                return self._dead_dataset(loop.result)
+            dead = loop.dead or self._loop_skipped(loop)
+            return f"{loop.spec.name} came to no end" if dead else ""
+        if isinstance(dataset, Choice):
             gate = self.tasks[dataset.gate]
+            if gate.truth is not None:
+                return self._dead_dataset(dataset.then if gate.truth else dataset.otherwise)
             return f"{gate.spec.name} came to no decision" if gate.terminal else ""
-        decided = resolve(self, dataset)
-        if decided is None:
-            return ""
-        for maker in makers(decided):
-            upstream = self.tasks[maker]
-            if upstream.terminal and upstream.chunks is None:
+        if isinstance(dataset, Output | Scattered):
+            upstream = self.tasks[dataset.task]
+            partial = isinstance(dataset, Scattered) and upstream.status not in _SUCCEEDED
+            if upstream.terminal and (partial or not upstream.closed):
                 return f"{upstream.spec.name} is {upstream.status}"
         return ""
 
     def _cut(self, task: TaskRun) -> bool:
         """Cut the items known so far into jobs."""
         spec = task.spec
+        if not self._others_known(task):
+            return False
         if not task.mapped:
             return self._cut_static(task)
         sizes = [size(self, slot.dataset) for slot in task.mapped]
@@ -258,9 +280,16 @@ class Binding:
             return self._grew(task, chunks.n_jobs, closed=True)
         return self._cut_open(task, n, closed)
 
+    def _others_known(self, task: TaskRun) -> bool:
+        """Whether the inputs that every job gets are known: lists to their end."""
+        for slot in task.spec.inputs:
+            if slot.mode != "mapped":
+                known = size(self, slot.dataset)
+                if not known.known or (slot.mode == "whole" and not known.closed):
+                    return False
+        return True
+
     def _cut_static(self, task: TaskRun) -> bool:
-        if not all(size(self, slot.dataset).known for slot in task.spec.inputs):
-            return False
         n = task.spec.n_static or 0
         task.chunks = NoItems(n)
         return self._grew(task, n, closed=True)
@@ -349,9 +378,10 @@ class Binding:
         if consumer.chunks is None:
             return
         if consumer.spec.id == number:
-            yield lo + 1, consumer.n
+            followers = (later for job in range(lo, hi) for later in consumer.followers[job])
+            yield from ((later, later + 1) for later in followers)
             return
-        if any(number in makers(barrier) for barrier in consumer.spec.after):
+        if any(number in self._makers(barrier) for barrier in consumer.spec.after):
             yield 0, consumer.n
             return
         for slot in consumer.spec.inputs:
@@ -365,12 +395,25 @@ class Binding:
     def _barrier(self, task: TaskRun) -> Verdict:
         """Judge the barriers of a task."""
         for barrier in task.spec.after:
-            for maker in makers(barrier):
-                upstream = self.tasks[maker]
-                if not upstream.terminal:
-                    return "wait"
-                if upstream.status not in (TaskStatus.DONE, TaskStatus.FINISHED):
-                    return "close"
+            verdict = self._passed(barrier)
+            if verdict != "go":
+                return verdict
+        return "go"
+
+    def _passed(self, dataset: Dataset) -> Verdict:
+        """Judge whether all that makes a dataset has succeeded; branches not taken do not count."""
+        for atom in atoms(dataset):
+            decided, verdict = resolve(self, atom), "go"
+            if decided is None:
+                verdict = "close" if self._dead_atom(atom) else "wait"
+            elif isinstance(decided, Output | Scattered):
+                upstream = self.tasks[decided.task]
+                if upstream.status not in _SUCCEEDED:
+                    verdict = "close" if upstream.terminal else "wait"
+            elif decided is not atom or not isinstance(decided, Source):
+                verdict = self._passed(decided)
+            if verdict != "go":
+                return verdict
         return "go"
 
     def _evaluate(self, task: TaskRun, job: int) -> tuple[Verdict, str]:
@@ -467,11 +510,16 @@ class Binding:
         if loop.iteration + 1 >= loop.spec.max_iterations:
             loop.result = loop.current
             return True
-        if any(self.tasks[number].table.terminal() for number in loop.tasks):
-            assert loop.current is not None
+        assert loop.current is not None
+        if loop.tasks:
+            goes_on = any(self.tasks[number].table.terminal() for number in loop.tasks)
+        else:  # its body is another loop
+            goes_on = resolve(self, loop.current) is not None
+        if goes_on:
             self._iterate(loop, loop.current)
             return True
-        if any(self.tasks[n].terminal and not self.tasks[n].n for n in loop.tasks):
+        failed = any(self.tasks[n].terminal and not self.tasks[n].n for n in loop.tasks)
+        if failed or self._dead_dataset(loop.current):
             loop.dead = True
             return True
         return False
@@ -492,24 +540,17 @@ class Binding:
         loop.tasks = tuple(number.values())
         loop.gate = None if loop.spec.gate is None else number[loop.spec.gate]
         loop.current = names.dataset(loop.spec.result)
-        self._adopt_consumers(loop, state)
+        # Who reads a loop's end reads, by way of it, whatever its last iteration made.
+        for task in self.tasks.values():
+            if any(True for dataset in _read_by(task.spec) for _ in loops_in(dataset)):
+                self._subscribe(task)
         self._reorder()
-
-    def _adopt_consumers(self, loop: LoopRun, state: Dataset) -> None:
-        """Who reads the loop's end reads, by way of it, whatever its last iteration made."""
-        assert loop.current is not None
-        users = [t for t in self.tasks.values() if _uses_loop(t.spec, loop.spec.id)]
-        for maker in set(makers(loop.current)):
-            for user in users:
-                if user.spec.id not in self.tasks[maker].consumers:
-                    self.tasks[maker].consumers.append(user.spec.id)
-                user.depth = max(user.depth, self.tasks[maker].depth + 1)
 
     def _looping(self) -> set[int]:
         """Return the tasks whose outputs a loop's next iteration reads."""
         open_loops = [loop for loop in self._loops.values() if loop.result is None]
         states = [loop.current or loop.spec.state for loop in open_loops]
-        return {maker for state in states for maker in makers(state)}
+        return {maker for state in states for maker in self._makers(state)}
 
     def _loops_go_on(self) -> bool:
         return not self._cancelled and any(
@@ -525,22 +566,9 @@ class Binding:
         )
 
 
-def _uses_loop(spec: TaskSpec, loop: int) -> bool:
-    datasets = [slot.dataset for slot in spec.inputs] + list(spec.after)
-    return any(_mentions(dataset, loop) for dataset in datasets)
-
-
-def _mentions(dataset: Dataset, loop: int) -> bool:
-    match dataset:
-        case LoopEnd(loop=number):
-            return number == loop
-        case Cross(parts=parts) | Concat(parts=parts):
-            return any(_mentions(part, loop) for part in parts)
-        case CrossPart(cross=cross):
-            return _mentions(cross, loop)
-        case Choice(then=then, otherwise=otherwise):
-            return _mentions(then, loop) or _mentions(otherwise, loop)
-    return False
+def _read_by(spec: TaskSpec) -> list[Dataset]:
+    """Return all datasets that a task reads or waits for."""
+    return [*(slot.dataset for slot in spec.inputs), *spec.after]
 
 
 @dataclass(frozen=True, slots=True)
@@ -591,9 +619,11 @@ class _Renaming:
         """Rename what an inner loop reads from outside; its own template stays."""
         return replace(
             spec,
-            id=self.loops[spec.id],
+            id=self.loops.get(spec.id, spec.id),
             name=f"{spec.name}@{iteration}",
             state=self.dataset(spec.state),
+            result=self.dataset(spec.result),
+            loops=tuple(self.loop(inner, iteration) for inner in spec.loops),
             body=tuple(
                 replace(
                     inner,

@@ -90,7 +90,7 @@ class World(Protocol):
         ...
 
     def ended(self, task: int) -> bool:
-        """Whether a task will bring no more items."""
+        """Whether a task has succeeded, so that it will bring no more items."""
         ...
 
     def verdict(self, gate: int) -> bool | None:
@@ -262,3 +262,26 @@ def makers(dataset: Dataset) -> Iterator[int]:
             yield gate
             yield from makers(then)
             yield from makers(otherwise)
+
+
+def atoms(dataset: Dataset) -> Iterator[Dataset]:
+    """Yield the sources, outputs, choices and loop ends that a dataset is put together from."""
+    match dataset:
+        case Cross(parts=parts) | Concat(parts=parts):
+            for part in parts:
+                yield from atoms(part)
+        case CrossPart(cross=cross):
+            yield from atoms(cross)
+        case _:
+            yield dataset
+
+
+def loops_in(dataset: Dataset) -> Iterator[int]:
+    """Yield the loops whose ends a dataset may hold, both sides of choices included."""
+    for atom in atoms(dataset):
+        match atom:
+            case LoopEnd(loop=loop):
+                yield loop
+            case Choice(then=then, otherwise=otherwise):
+                yield from loops_in(then)
+                yield from loops_in(otherwise)

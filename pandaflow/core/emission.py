@@ -25,10 +25,12 @@ from pandaflow.core.jobtable import (
     SENT,
 )
 from pandaflow.core.model import Jobs, Output, Resources, compact
-from pandaflow.core.sizing import MAX_OUTSTANDING, bundle_size, refill_below, window
+from pandaflow.core.sizing import MAX_JOBS, MAX_OUTSTANDING, bundle_size, refill_below, window
 from pandaflow.core.status import JobStatus, RunStatus, TaskStatus
 from pandaflow.core.taskrun import BundleRun, TaskRun
 
+#: Jobs that lie further apart do not share a bundle: it carries the items between them too.
+_SPAN = 10 * MAX_JOBS
 _SENDABLE = frozenset({TaskStatus.READY, TaskStatus.SCOUTING, TaskStatus.RUNNING})
 
 
@@ -60,7 +62,6 @@ class Emission(Binding):
         slots = self._slots.get(executor, 0)
         if not slots or (not task.pace.measured and task.nodes >= window(slots)):
             return False
-        task.due(self._now)
         pick = self._pick(task, slots)
         if pick is None:
             return False
@@ -106,7 +107,7 @@ class Emission(Binding):
             if table.state[job] != QUEUED:  # cancelled meanwhile
                 queue.popleft()
                 continue
-            if jobs and not self._alike(task, jobs[0], job):
+            if jobs and not (self._alike(task, jobs[0], job) and abs(job - jobs[0]) < _SPAN):
                 break
             if not self._can_go(task, job):
                 queue.popleft()
@@ -157,7 +158,7 @@ class Emission(Binding):
                 last = first + 1
             stop = table.first(NOT_FRESH, first, min(last, task.n))
             last = min(last, task.n) if stop is None else stop
-            last = self._same_attempt(task, first, last)
+            last = self._alike_from(task, first, last)
             last = self._coming(task, first, last)
             if last > first:
                 return Pick(range(first, last), task.resources(first))
@@ -169,11 +170,16 @@ class Emission(Binding):
     def _wants_scouts(self, task: TaskRun) -> bool:
         return task.status is TaskStatus.READY and task.spec.scouts > 0
 
-    def _same_attempt(self, task: TaskRun, first: int, last: int) -> int:
-        ended = task.table.ended
-        if last - first == 1 or len(set(ended[first:last])) == 1:
+    def _alike_from(self, task: TaskRun, first: int, last: int) -> int:
+        """Return up to where jobs are alike in state, attempt and resources."""
+        table = task.table
+        same_state = table.state.count(table.state[first], first, last) == last - first
+        if same_state and not task.overrides and len(set(table.ended[first:last])) == 1:
             return last
-        return next(job for job in range(first, last) if ended[job] != ended[first])
+        for job in range(first + 1, last):
+            if table.state[job] != table.state[first] or not self._alike(task, first, job):
+                return job
+        return last
 
     def _still_waits(self, task: TaskRun) -> bool:
         assert task.waits_on is not None
@@ -278,6 +284,7 @@ class Emission(Binding):
             executor=executor,
             needs=needs,
             waiting=len(waiting),
+            joins=join is not None,
         )
         self._bundles[number] = bundle
         self._held[number] = (task.spec.id, jobs)

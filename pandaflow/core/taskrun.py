@@ -27,6 +27,8 @@ class BundleRun:
         How many of them are still in flight.
     started : bool
         Whether its worker said so.
+    joins : bool
+        Follows a job that an earlier bundle left running.
     """
 
     id: int
@@ -37,6 +39,7 @@ class BundleRun:
     needs: tuple[int, ...] = ()
     waiting: int = 0
     started: bool = False
+    joins: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +72,8 @@ class TaskRun:
         Bundles in flight.
     truth : bool or None
         A gate's verdict.
+    followers : list of list of int
+        For job graphs: the jobs that wait for each job.
     """
 
     spec: TaskSpec
@@ -95,10 +100,15 @@ class TaskRun:
     truth: bool | None = None
     consumers: list[int] = field(default_factory=list)
     mapped: Sequence[Input] = ()
+    followers: list[list[int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.table = JobTable(self.spec.name)
         self.mapped = tuple(slot for slot in self.spec.inputs if slot.mode == "mapped")
+        self.followers = [[] for _ in self.spec.edges]
+        for job, upstream in enumerate(self.spec.edges):
+            for other in upstream:
+                self.followers[other].append(job)
 
     @property
     def n(self) -> int:

@@ -196,6 +196,12 @@ class Progress:
             self._silence(error)
         self._next = now + max(self._every, min(_REST * (time.perf_counter() - begun), 4.0))
 
+    def refresh(self) -> None:
+        """Ask ``fetch`` for a snapshot and show it, if a refresh is due."""
+        due = self._screen is not None and not self._closed and self._clock() >= self._next
+        if due and self._fetch is not None:
+            self.update(self._fetch())
+
     def close(self, snapshot: Snapshot | None = None) -> None:
         """Show the last ``snapshot`` and leave the screen in order; may be called twice.
 

@@ -53,6 +53,8 @@ class Cluster:
             "distributed.scheduler.worker-saturation": 1.0 if each == 1 else 1.25,
             "distributed.comm.timeouts.connect": "30s",
             "distributed.admin.low-level-log-length": 100,
+            "distributed.admin.tick.interval": "500ms",
+            "distributed.worker.profile.enabled": False,
             "distributed.admin.large-graph-warning-threshold": "100MB",
         }
         # Deaths of workers are this module's to tell, in terms of jobs.

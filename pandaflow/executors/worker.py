@@ -15,6 +15,14 @@ import threading
 from pandaflow.executors.node import OWN_WORKER
 
 
+#: Dask's own profiler and health checks cost more than a short node.
+_QUIET = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.worker.memory.monitor-interval": "500ms",
+    "distributed.admin.tick.interval": "500ms",
+}
+
+
 def _end_with_parent() -> None:
     """Wait until standard input closes: the parent holds the other end while it lives."""
     while os.read(0, 4096):
@@ -23,8 +31,10 @@ def _end_with_parent() -> None:
 
 
 async def _serve(options: argparse.Namespace) -> None:
+    import dask
     from distributed import Worker
 
+    dask.config.set(_QUIET)
     worker = Worker(
         options.scheduler,
         nthreads=options.nthreads,

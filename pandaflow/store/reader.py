@@ -58,6 +58,10 @@ _JOB_KEYS = (
 )
 _NO_ROW = dict.fromkeys(_JOB_KEYS) | {"attempt": 0, "reason": ""}
 
+#: All columns but the specs, which may be megabytes.
+_LIGHT_RUN = [column for column in runs.c if column.name != "spec"]
+_LIGHT_TASK = [column for column in tasks.c if column.name != "spec"]
+
 _MEASURES = ("wall", "cpu", "max_pss", "read_bytes", "written_bytes", "disk")
 
 
@@ -99,7 +103,7 @@ class SqlReader:
     def runs(self, limit: int = 100) -> list[Row]:
         """Newest first: ``id, name, status, created, started, ended, jobs`` (counts by state)."""
         with self._database.read() as connection:
-            newest = sa.select(runs).order_by(runs.c.created.desc(), runs.c.no.desc())
+            newest = sa.select(*_LIGHT_RUN).order_by(runs.c.created.desc(), runs.c.no.desc())
             rows = connection.execute(newest.limit(limit)).all()
             counts = _counts(connection, [row.no for row in rows])
             return [{**_run(row), "jobs": counts.get(row.no, {})} for row in rows]
@@ -117,8 +121,8 @@ class SqlReader:
         """
         with self._database.read() as connection:
             number, _ = find_run(connection, run_id)
-            row = connection.execute(sa.select(runs).where(runs.c.no == number)).one()
-            query = sa.select(tasks).where(tasks.c.run == number).order_by(tasks.c.id)
+            row = connection.execute(sa.select(*_LIGHT_RUN).where(runs.c.no == number)).one()
+            query = sa.select(*_LIGHT_TASK).where(tasks.c.run == number).order_by(tasks.c.id)
             listed = [_task(task) for task in connection.execute(query)]
             counts = _counts(connection, [number]).get(number, {})
         owner = {"host": row.owner_host, "pid": row.owner_pid} if row.owner_token else None
@@ -273,7 +277,7 @@ class SqlReader:
     ) -> Iterator[Row]:
         with self._database.read() as connection:
             number, _ = find_run(connection, run_id)
-            query = sa.select(tasks).where(tasks.c.run == number).order_by(tasks.c.id)
+            query = sa.select(*_LIGHT_TASK).where(tasks.c.run == number).order_by(tasks.c.id)
             chosen = connection.execute(query).all()
             if task is not None:
                 chosen = [_task_row(connection, number, task)]
@@ -397,7 +401,7 @@ def _task(row: sa.Row[Any]) -> Row:
 
 
 def _task_row(connection: sa.Connection, number: int, name: str) -> sa.Row[Any]:
-    query = sa.select(tasks).where(tasks.c.run == number)
+    query = sa.select(*_LIGHT_TASK).where(tasks.c.run == number)
     row = connection.execute(query.where(tasks.c.name == name)).first()
     if row is None:
         listed = connection.execute(query.order_by(tasks.c.id)).all()
