@@ -7,6 +7,7 @@ drifted from it.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def _commands(
 
 
 def _text(text: str) -> Iterator[str]:
-    """Yield help text as Markdown; paragraphs marked with ``\\b`` are kept as they are."""
+    """Yield help text as Markdown; paragraphs that click is told to keep become blocks."""
     for paragraph in inspect.cleandoc(text).split("\n\n"):
         if paragraph.startswith("\b"):
             yield from ("```", *paragraph.removeprefix("\b").strip("\n").split("\n"), "```")
@@ -59,7 +60,7 @@ def _options(command: click.Command, context: click.Context) -> Iterator[str]:
     rows = [
         record
         for parameter in command.get_params(context)
-        if (record := parameter.get_help_record(context)) is not None
+        if (record := parameter.get_help_record(context)) is not None and record[1]
     ]
     yield "| option | meaning |"
     yield "|---|---|"
@@ -69,7 +70,11 @@ def _options(command: click.Command, context: click.Context) -> Iterator[str]:
 
 def _section(command: click.Command, context: click.Context) -> Iterator[str]:
     yield f"## {context.command_path}\n"
-    yield from ("```", " ".join((context.command_path, *command.collect_usage_pieces(context))), "```")
+    yield from (
+        "```",
+        " ".join((context.command_path, *command.collect_usage_pieces(context))),
+        "```",
+    )
     yield ""
     yield from _text(command.help or "")
     yield from _options(command, context)
@@ -89,7 +94,7 @@ def render() -> str:
     lines.append("")
     for command, context in found:
         lines += _section(command, context)
-    return "\n".join(lines).rstrip("\n") + "\n"
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip("\n") + "\n"
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         RunNotFound,
         SiteError,
         StoreError,
+        StoreUnavailable,
         WorkflowError,
     )
     from pandaflow.core.model import Failure, File, Resources, Retry, RetryRule, Site
@@ -55,7 +56,7 @@ _HOME = {
     "pandaflow.client": "Run Transition attach resume runs",
     "pandaflow.core.errors": (
         "DataError InvalidTransition PandaflowError RunFailed RunLocked RunNotFound SiteError "
-        "StoreError WorkflowError"
+        "StoreError StoreUnavailable WorkflowError"
     ),
     "pandaflow.core.model": "Failure File Resources Retry RetryRule Site",
     "pandaflow.executors.outcome": "Skip",

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 from pandaflow.config import read_settings
 from pandaflow.core import commands as cmd
 from pandaflow.core.events import RetryRequested
-from pandaflow.core.errors import RunFailed, RunLocked, StoreError, WorkflowError
+from pandaflow.core.errors import (
+    RunFailed,
+    RunLocked,
+    StoreError,
+    StoreUnavailable,
+    WorkflowError,
+)
 from pandaflow.core.status import RUN_TERMINAL, RunStatus, TaskStatus
 
 if TYPE_CHECKING:
@@ -272,8 +278,13 @@ class Run:
         quiet = time.monotonic()
         while True:
             self._raise_error()
-            status = self.status
-            driven = self._driven()
+            try:
+                status, driven = self.status, self._driven()
+            except StoreUnavailable:
+                if self._thread is None or not self._thread.is_alive():
+                    raise
+                self._thread.join(0.2)  # its driver waits for the store, and so does this
+                continue
             if status in RUN_TERMINAL and not (self._thread and self._thread.is_alive()):
                 return status
             if deadline is not None and time.monotonic() >= deadline:

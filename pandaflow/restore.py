@@ -8,13 +8,13 @@ report (the runner adopts what finished meanwhile and declares the rest lost).
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
 
 from pandaflow.core.binding import LoopRun
-from pandaflow.core.chunking import NoItems
-from pandaflow.core.datasets import Size
+from pandaflow.core.datasets import Size, size
 from pandaflow.core.engine import Engine
 from pandaflow.core.errors import WorkflowError
-from pandaflow.core.jobtable import QUEUED
+from pandaflow.core.jobtable import QUEUED, JobTable
 from pandaflow.core.model import compact
 from pandaflow.core.status import JOB_CODE, JOB_LIVE, JobStatus, RunStatus, TaskStatus
 from pandaflow.core.taskrun import BundleRun, TaskRun
@@ -32,7 +32,7 @@ def restore(state: RunState) -> Engine:
     rows = {row.id: row for row in state.tasks}
     for task in engine.tasks.values():
         _restore_task(task, rows[task.spec.id])
-    _bind_all(engine)
+    _bind_all(engine, rows)
     bundles = {bundle.id: bundle for bundle in state.bundles}
     live: dict[int, list[int]] = {}
     for task in engine.tasks.values():
@@ -55,8 +55,24 @@ def _grow_loops(engine: Engine, state: RunState) -> None:
         if iteration is None or iteration in seen:
             continue
         seen.add(iteration)
+        while iteration[0] not in engine._loops:
+            _repeat(engine, _maker_of(engine, row.spec.name))
         loop: LoopRun = engine._loops[iteration[0]]
-        engine._iterate(loop, loop.spec.state if loop.current is None else loop.current)
+        _repeat(engine, loop)
+
+
+def _repeat(engine: Engine, loop: LoopRun) -> None:
+    engine._iterate(loop, loop.spec.state if loop.current is None else loop.current)
+
+
+def _maker_of(engine: Engine, task: str) -> LoopRun:
+    """Find the loop that made the loop of a task: one whose iterations have no tasks of their own."""
+    bare = [loop for loop in engine._loops.values() if not loop.spec.body and loop.spec.loops]
+    for loop in bare:
+        names = [spec.name for inner in loop.spec.loops for spec in inner.body]
+        if any(task.startswith(f"{name}@{loop.iteration + 1}@") for name in names):
+            return loop
+    return bare[0]
 
 
 def _restore_task(task: TaskRun, row: TaskState) -> None:
@@ -68,10 +84,10 @@ def _restore_task(task: TaskRun, row: TaskState) -> None:
     for job, count in row.arrivals:
         task.arrivals.add(job, count)
     if task.spec.gate and task.status is TaskStatus.DONE:
-        task.truth = row.reason == "true"
+        task.truth = {"true": True, "false": False}.get(row.reason)
 
 
-def _bind_all(engine: Engine) -> None:
+def _bind_all(engine: Engine, rows: Mapping[int, TaskState]) -> None:
     """Cut inputs into jobs as before; the records of it are dropped, the store has them.
 
     Tasks that were not bound when the last driver ended are left to the engine's first step.
@@ -82,21 +98,35 @@ def _bind_all(engine: Engine) -> None:
     while changed:
         changed = _settle_loops(engine)
         for task in tasks:
-            changed = _rebind(engine, task) or changed
+            changed = _rebind(engine, task, rows[task.spec.id]) or changed
 
 
-def _rebind(engine: Engine, task: TaskRun) -> bool:
+def _rebind(engine: Engine, task: TaskRun, row: TaskState) -> bool:
+    if task.terminal and not row.closed and task.n >= row.n:
+        return False  # it ended while its inputs were still open, and grew no more
     before = (task.n, task.closed, task.chunks is None)
     if not task.closed and engine._guards_hold(task):
         _recut(engine, task)
+    if task.terminal and not row.closed:
+        _cut_back(task, row)
     return (task.n, task.closed, task.chunks is None) != before
 
 
 def _recut(engine: Engine, task: TaskRun) -> None:
     try:
         engine._cut(task)
-    except WorkflowError:  # it failed for this reason then, too: the store has the verdict
-        task.chunks, task.closed = NoItems(0), True
+    except WorkflowError:  # inputs of unequal length: it had failed when that was found out
+        n = min(size(engine, slot.dataset).n for slot in task.mapped)
+        engine._cut_open(task, n, closed=False)
+
+
+def _cut_back(task: TaskRun, row: TaskState) -> None:
+    """Forget jobs for items that came when the task had ended."""
+    bounds = task.bounds
+    del bounds.bounds[row.n + 1 :]
+    task.table = JobTable(task.spec.name)
+    task.table.grow(row.n, JOB_CODE[task.initial])
+    task.closed = False
 
 
 def _settle_loops(engine: Engine) -> bool:

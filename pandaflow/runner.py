@@ -16,12 +16,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from pandaflow.core import commands as cmd
 from pandaflow.core import events as ev
 from pandaflow.core.engine import Engine
-from pandaflow.core.errors import DataError, PandaflowError, SiteError, WorkflowError
+from pandaflow.core.errors import (
+    DataError,
+    PandaflowError,
+    SiteError,
+    StoreError,
+    StoreUnavailable,
+    WorkflowError,
+)
 from pandaflow.core.model import SourceSpec
 from pandaflow.core.slices import bundle_spec
 from pandaflow.core.status import RUN_TERMINAL, RunStatus
@@ -38,12 +45,13 @@ logger = logging.getLogger("pandaflow.runner")
 _RENEW_S = 0.25
 #: Seconds that reports of mere starts may wait for others to be committed with.
 _GROUP_S = 0.04
+#: Seconds that a store may be away before its driver gives up.
+_STORE_S = 120.0
 #: Seconds a lease holds when its owner falls silent.
 LEASE_S = 20.0
 
+T = TypeVar("T")
 Callback = Callable[[Sequence[cmd.Record]], None]
-#: What a runner does for ``RunStatus`` being terminal, a stop, or an error.
-STOPPED = "stopped"
 
 
 class Runner:
@@ -139,11 +147,27 @@ class Runner:
         # Stopping needs no record to be safe, and people wait for it.
         self._cancel([action for action in actions if isinstance(action, cmd.CancelBundle)])
         if records or self._done:
-            self._driver.commit(records, self._done)
+            done = self._done
+            self._patiently(lambda: self._driver.commit(records, done))
             self._done = []
         self._carry_out(engine, actions)
         for callback in self._callbacks:
             self._call(callback, records)
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """Do something with the store; wait for it while it may come back.
+
+        What runs goes on meanwhile, and its reports wait in the queue.
+        """
+        deadline = time.monotonic() + _STORE_S
+        while True:
+            try:
+                return work()
+            except StoreUnavailable as error:
+                if time.monotonic() > deadline or self._stop.is_set():
+                    raise
+                logger.warning("%s: waiting for the store: %s", self._run, error)
+                self._stop.wait(0.5)
 
     def _call(self, callback: Callback, records: Sequence[cmd.Record]) -> None:
         try:
@@ -247,13 +271,16 @@ class Runner:
         return events
 
     def _close(self, kill: bool) -> None:
-        errors = []
+        errors: list[Exception] = []
         for session in self._sessions.values():
             try:
                 session.close(kill=kill)
             except (PandaflowError, OSError, RuntimeError) as error:
                 errors.append(error)
-        self._driver.release()
+        try:
+            self._driver.release()
+        except StoreError as error:
+            errors.append(error)
         for problem in errors:
             logger.warning("%s: while closing an executor: %s", self._run, problem)
 
@@ -323,7 +350,7 @@ class Runner:
     def _inbox(self, engine: Engine) -> list[ev.Event]:
         self._renewed = time.time()
         events: list[ev.Event] = []
-        for request in self._driver.renew():
+        for request in self._patiently(self._driver.renew):
             if request.id in self._done:
                 continue
             self._done.append(request.id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -14,7 +14,7 @@ from pandaflow import client
 from pandaflow.authoring.trace import ACTIVE, Trace, trace_workflow
 from pandaflow.core.datasets import makers
 from pandaflow.core.errors import WorkflowError
-from pandaflow.core.model import Dataset, Source, WorkflowSpec
+from pandaflow.core.model import Dataset, LoopEnd, Source, WorkflowSpec
 from pandaflow.options import name_of
 
 if TYPE_CHECKING:
@@ -75,7 +75,18 @@ class WorkflowFunction:
         if outer is not None:
             return self._inline(outer, args, kwargs)
         spec, trace = trace_workflow(self.name, self.function, args, kwargs)
-        return Workflow(spec, trace)
+        return Workflow(spec, trace, functools.partial(self._again, args, kwargs))
+
+    def _again(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], params: Mapping[str, Any]
+    ) -> Workflow:
+        """Call the workflow function with some parameters changed."""
+        arguments = dict(self.signature.bind(*args, **kwargs).arguments)
+        unknown = sorted(set(params) - set(self.signature.parameters))
+        if unknown:
+            raise WorkflowError(f"workflow {self.name}{self.signature} has no {unknown[0]!r}")
+        made: Workflow = self(**{**arguments, **params})
+        return made
 
     def _inline(self, trace: Trace, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         prefix = trace.prefix
@@ -92,8 +103,13 @@ class WorkflowFunction:
 class Workflow:
     """A workflow with its arguments: a Dask collection that can also be run durably."""
 
-    def __init__(self, spec: WorkflowSpec, trace: Trace) -> None:
-        self._spec, self._trace = spec, trace
+    def __init__(
+        self,
+        spec: WorkflowSpec,
+        trace: Trace,
+        again: Callable[[Mapping[str, Any]], Workflow] | None = None,
+    ) -> None:
+        self._spec, self._trace, self._again = spec, trace, again
 
     @property
     def name(self) -> str:
@@ -274,8 +290,11 @@ class Workflow:
         store: Any = None,
         name: str | None = None,
         callbacks: Callback | list[Callback] | None = None,
+        params: Mapping[str, Any] | None = None,
     ) -> Run:
         """Start a durable run and return its handle at once; see :meth:`run`."""
+        if params:
+            return self._with(params).submit(executor, executors, store, name, callbacks)
         run = self._create(store, name, callbacks)
         self._connect(run)
         picked = client.pick_executors(executor, executors)
@@ -290,6 +309,7 @@ class Workflow:
         name: str | None = None,
         callbacks: Callback | list[Callback] | None = None,
         progress: bool | None = None,
+        params: Mapping[str, Any] | None = None,
     ) -> Run:
         """Run durably, showing progress, and return when the run has ended.
 
@@ -307,6 +327,8 @@ class Workflow:
             Called with each committed :class:`Transition`.
         progress : bool, optional
             Show progress; default: in terminals and notebooks.
+        params : mapping, optional
+            Parameters of the workflow function to change for this run.
 
         Returns
         -------
@@ -315,6 +337,9 @@ class Workflow:
         """
         from pandaflow.display.progress import watch
 
+        if params:
+            changed = self._with(params)
+            return changed.run(executor, executors, store, name, callbacks, progress)
         picked = client.pick_executors(executor, executors)
         run = self._create(store, name, callbacks)
         mode = "off" if progress is False else "auto"
@@ -326,6 +351,11 @@ class Workflow:
                 run._drive(picked)
                 _attend(run, view)
         return run
+
+    def _with(self, params: Mapping[str, Any]) -> Workflow:
+        if self._again is None:
+            raise WorkflowError(f"workflow {self.name!r} takes no parameters any more")
+        return self._again(params)
 
     def _create(self, store: Any, name: str | None, callbacks: Any) -> Run:
         from pandaflow.data.results import ResultStore
@@ -398,19 +428,21 @@ def _source_name(spec: WorkflowSpec, source: int) -> str:
     return label if len(same) == 1 else f"{label} ({same.index(source) + 1})"
 
 
-def _sources_in(dataset: Dataset) -> set[int]:
-    if isinstance(dataset, Source):
-        return {dataset.id}
-    out: set[int] = set()
+def _leaves(dataset: Dataset) -> Iterator[Dataset]:
+    """Yield what a dataset is made of: sources, outputs, loops."""
+    inner: list[Dataset] = []
     for name in ("parts", "then", "otherwise", "cross"):
-        inner = getattr(dataset, name, ())
-        for part in inner if isinstance(inner, tuple) else (inner,):
-            out |= _sources_in(part)
-    return out
+        value = getattr(dataset, name, ())
+        inner += value if isinstance(value, tuple) else (value,)
+    if not inner:
+        yield dataset
+    for part in inner:
+        yield from _leaves(part)
+
+
+def _sources_in(dataset: Dataset) -> set[int]:
+    return {leaf.id for leaf in _leaves(dataset) if isinstance(leaf, Source)}
 
 
 def _loops_in(dataset: Dataset, loop: int) -> bool:
-    from pandaflow.core.binding import _mentions
-
-    return _mentions(dataset, loop)
-
+    return any(isinstance(leaf, LoopEnd) and leaf.loop == loop for leaf in _leaves(dataset))

@@ -8,7 +8,7 @@ which is the one job generator.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -74,6 +74,11 @@ class LoopRun:
     result: Dataset | None = None
     dead: bool = False
 
+    @property
+    def reads(self) -> list[Dataset]:
+        """What its next iteration reads: its state, and what its body takes from outside."""
+        return [self.current or self.spec.state, *_body_reads(self.spec)]
+
 
 class Binding:
     """The tasks of a run and what is known of their inputs."""
@@ -93,6 +98,7 @@ class Binding:
         self._filling: set[str] = set()
         self._readers: dict[int, int] = defaultdict(int)
         self._held: dict[int, tuple[int, Jobs]] = {}
+        self._bad_news: deque[tuple[TaskRun, Jobs]] = deque()
         self.next_bundle = 1
         self._active: list[TaskRun] = []
         self._order: list[TaskRun] = []
@@ -335,7 +341,7 @@ class Binding:
         return None
 
     def _grew(self, task: TaskRun, n: int, *, closed: bool) -> bool:
-        upstream = [m for slot in task.spec.inputs for m in makers(slot.dataset)]
+        upstream = [m for slot in task.spec.inputs for m in self._makers(slot.dataset)]
         waits = bool(upstream or task.spec.after or task.spec.edges)
         code = PENDING if waits else READY
         task.initial = JobStatus.PENDING if waits else JobStatus.READY
@@ -459,12 +465,13 @@ class Binding:
         culprit = next((j for piece in gone for j in piece if j not in upstream.excused), None)
         if culprit is None:
             return ("go", "") if lenient else ("excuse", f"{name} ended this branch early")
-        if not lenient or upstream.spec.goal >= 1:
-            return "close", f"{name}[{culprit}] is {upstream.table.status(culprit)}"
+        why = f"{name}[{culprit}] is {upstream.table.status(culprit)}"
+        if upstream.spec.goal >= 1:
+            return "close", why
         if not upstream.terminal:
             return "wait", ""
         if upstream.status is TaskStatus.FINISHED:
-            return "go", ""
+            return ("go", "") if lenient else ("excuse", f"{why}, within its goal")
         return "close", f"{name} is {upstream.status}"
 
     def _lacking(self, task: TaskRun, upstream: TaskRun) -> re.Pattern[bytes]:
@@ -549,8 +556,8 @@ class Binding:
     def _looping(self) -> set[int]:
         """Return the tasks whose outputs a loop's next iteration reads."""
         open_loops = [loop for loop in self._loops.values() if loop.result is None]
-        states = [loop.current or loop.spec.state for loop in open_loops]
-        return {maker for state in states for maker in self._makers(state)}
+        read = [dataset for loop in open_loops for dataset in loop.reads]
+        return {maker for dataset in read for maker in self._makers(dataset)}
 
     def _loops_go_on(self) -> bool:
         return not self._cancelled and any(
@@ -569,6 +576,11 @@ class Binding:
 def _read_by(spec: TaskSpec) -> list[Dataset]:
     """Return all datasets that a task reads or waits for."""
     return [*(slot.dataset for slot in spec.inputs), *spec.after]
+
+
+def _body_reads(loop: LoopSpec) -> list[Dataset]:
+    inner = [dataset for one in loop.loops for dataset in (one.state, *_body_reads(one))]
+    return [*(dataset for spec in loop.body for dataset in _read_by(spec)), *inner]
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,9 @@ from pandaflow.core.taskrun import BundleRun, TaskRun
 
 #: Jobs of a task that must have ended before its failure rate is judged.
 RATE_SAMPLE = 10
+#: A goal of 0.55 is 55 jobs of 100, although 0.55 * 100 is a little more.
+_ROUNDING = 1e-9
+_WAITING = (PENDING, READY, BLOCKED, QUEUED)
 
 
 class Engine(Emission):
@@ -68,11 +71,16 @@ class Engine(Emission):
         """Take in facts; return records and actions, in order.
 
         Late, doubled and foreign reports are ignored: a bundle reports once, under its number.
+        A wish that cannot be granted changes nothing; ``refused`` tells why, until the next call.
         """
         self._out: list[cmd.Command] = []
+        self.refused: list[str] = []
         for event in events:
             self._now = max(self._now, event.at)
-            self._take_in(event)
+            try:
+                self._take_in(event)
+            except WorkflowError as error:  # wishes are judged before they change anything
+                self.refused.append(str(error))
         self._settle()
         return self._out
 
@@ -105,15 +113,25 @@ class Engine(Emission):
         """Draw all conclusions: tasks bound, grown and judged; jobs sent; the run judged."""
         if self.status not in (RunStatus.RUNNING, RunStatus.PAUSED):
             return
+        closed = True
+        while closed:
+            self._conclude()
+            ended = sum(task.table.terminal() for task in self._active)
+            self._emit()
+            # Looking for what to send next finds jobs that will never run: judge again.
+            closed = sum(task.table.terminal() for task in self._active) != ended
+        self._judge_run()
+        self._wake()
+
+    def _conclude(self) -> None:
         changed = True
         while changed:
             changed = self._advance_loops()
             for task in list(self._active):
                 changed = self._bind(task) or changed
                 changed = self._judge(task) or changed
-        self._emit()
-        self._judge_run()
-        self._wake()
+        for task in self._active:
+            task.due(self._now)
 
     # --- reports ------------------------------------------------------------------------
 
@@ -159,6 +177,7 @@ class Engine(Emission):
         self._unlock(task, finished)
         if len(finished) != len(jobs):
             self._leftovers(task, bundle, event)
+        self._sweep(task)
         self._let_go(bundle)
 
     def _measure(self, task: TaskRun, event: ev.BundleEnded) -> None:
@@ -299,7 +318,7 @@ class Engine(Emission):
         self._forget(bundle)
         task, jobs = self.tasks[bundle.task], bundle.jobs
         suspect: int | None = None
-        if event.charged and bundle.started and event.position is not None:
+        if event.charged and event.position is not None:
             suspect = jobs[event.position] if event.position < len(jobs) else None
         elif event.charged and len(jobs) == 1:
             suspect = jobs[0]
@@ -313,6 +332,7 @@ class Engine(Emission):
             task.limits[suspect] = 1
             failure = Failure(kind="lost", message=event.reason, charged=False)
             self._failed(task, suspect, bundle, failure, event.at)
+        self._sweep(task)
         self._let_go(bundle)
 
     def _forget(self, bundle: BundleRun) -> None:
@@ -362,10 +382,19 @@ class Engine(Emission):
                 self._reconsider_range(consumer, task.spec.id, finished)
 
     def _gone(self, task: TaskRun, jobs: Jobs) -> None:
-        """Jobs that will never finish: those that need them must hear of it."""
-        for consumer in self._consumers_of(task):
-            if consumer.table.counts[BLOCKED]:
-                self._reconsider_range(consumer, task.spec.id, jobs)
+        """Jobs that will never finish: those that need them must hear of it.
+
+        Closing these brings more bad news, which waits its turn: chains may be of any length.
+        """
+        self._bad_news.append((task, jobs))
+        if len(self._bad_news) > 1:
+            return
+        while self._bad_news:
+            upstream, gone = self._bad_news[0]
+            for consumer in self._consumers_of(upstream):
+                if consumer.table.counts[BLOCKED]:
+                    self._reconsider_range(consumer, upstream.spec.id, gone)
+            self._bad_news.popleft()
 
     def _reconsider_range(self, consumer: TaskRun, number: int, jobs: Jobs) -> None:
         for piece in runs_of(jobs):
@@ -386,6 +415,7 @@ class Engine(Emission):
 
     def _close(self, task: TaskRun, jobs: Jobs, reason: str, *, excused: bool = False) -> None:
         for start, group in _by_state(task, jobs):
+            task.end_attempts(group, start)
             task.table.move(group, CLOSED)
             self._moved(task, group, start, JobStatus.CLOSED, reason=reason, excused=excused)
         if excused:
@@ -396,7 +426,9 @@ class Engine(Emission):
         limit = task.spec.max_failure_rate
         failed = task.table.counts[FAILED]
         ended = failed + task.table.counts[FINISHED]
-        if limit is not None and ended >= RATE_SAMPLE and failed > limit * ended:
+        if task.status is TaskStatus.PAUSED or limit is None:
+            return  # a paused task is judged when it goes on
+        if ended >= RATE_SAMPLE and failed > limit * ended:
             self._exhaust(task, f"{failed} of {ended} jobs failed, more than {limit:.0%}")
 
     def _exhaust(self, task: TaskRun, reason: str) -> None:
@@ -409,16 +441,25 @@ class Engine(Emission):
         """Nothing of the task that waits will run."""
         task.queue.clear()
         task.backoff.clear()
-        for piece in task.table.jobs_in((PENDING, READY, BLOCKED, QUEUED)):
+        for piece in task.table.jobs_in(_WAITING):
             self._close(task, piece, reason)
+
+    def _sweep(self, task: TaskRun) -> bool:
+        """See that no job of a task that has ended waits: nobody would ever send it."""
+        if not task.terminal or not any(task.table.counts[code] for code in _WAITING):
+            return False
+        self._withdraw(task, f"{task.spec.name} is {task.status}")
+        return True
 
     # --- verdicts -----------------------------------------------------------------------
 
     def _judge(self, task: TaskRun) -> bool:
         """End a task whose jobs have all ended. Return whether anything changed."""
-        if task.terminal or task.chunks is None or not task.closed:
+        if task.terminal:
+            return self._sweep(task)
+        if task.chunks is None:
             return False
-        if task.table.terminal() < task.n:
+        if not task.closed or task.table.terminal() < task.n:
             return self._judge_scouts(task)
         finish, reason = self._verdict_of(task)
         self._move_task(task, finish, reason)
@@ -437,7 +478,7 @@ class Engine(Emission):
             return TaskStatus.DONE, "" if task.n else "no inputs, nothing to do"
         if counts[CANCELLED]:
             return TaskStatus.ABORTED, f"{counts[CANCELLED]} job(s) cancelled"
-        if finished >= task.spec.goal * wanted:
+        if finished >= task.spec.goal * wanted - _ROUNDING:
             return TaskStatus.FINISHED, f"{finished} of {wanted} jobs finished"
         why = f"{counts[FAILED]} job(s) failed, {counts[CLOSED]} closed, {finished} finished"
         return TaskStatus.FAILED, why
@@ -452,7 +493,7 @@ class Engine(Emission):
         if 2 * finished >= scouts:
             self._move_task(task, TaskStatus.RUNNING, f"{finished} of {scouts} scouts finished")
             return True
-        if all(states.count(code) == 0 for code in (*LIVE_CODES, PENDING, READY, QUEUED, BLOCKED)):
+        if all(states.count(code) == 0 for code in (*LIVE_CODES, *_WAITING)):
             self._exhaust(task, f"only {finished} of {scouts} scouts finished")
             return True
         return False
@@ -463,10 +504,10 @@ class Engine(Emission):
         if any(not task.terminal for task in self.tasks.values()) or self._loops_go_on():
             return
         statuses = {task.status for task in self.tasks.values() if not self._not_taken(task)}
-        if statuses & {TaskStatus.FAILED, TaskStatus.EXHAUSTED}:
-            self._move_run(RunStatus.FAILED, self._blame())
-        elif self._cancelled:
+        if self._cancelled:
             self._move_run(RunStatus.ABORTED, self._cancelled)
+        elif statuses & {TaskStatus.FAILED, TaskStatus.EXHAUSTED}:
+            self._move_run(RunStatus.FAILED, self._blame())
         elif statuses & {TaskStatus.FINISHED, TaskStatus.ABORTED}:
             self._move_run(RunStatus.FINISHED, "not all jobs finished")
         else:
@@ -479,7 +520,9 @@ class Engine(Emission):
         )
 
     def _not_taken(self, task: TaskRun) -> bool:
-        return task.status is TaskStatus.ABORTED and task.chunks is None and not self._cancelled
+        return (
+            task.status is TaskStatus.ABORTED and task.chunks is None and self._guarded_out(task)
+        )
 
     def _wake(self) -> None:
         due = [task.backoff[0][0] for task in self._active if task.backoff]
@@ -489,7 +532,9 @@ class Engine(Emission):
     # --- wishes -------------------------------------------------------------------------
 
     def _items_appended(self, event: ev.ItemsAppended) -> None:
-        size = self._sources[event.source]
+        size = self._sources.get(event.source)
+        if size is None:
+            raise WorkflowError(f"no source {event.source} in this run")
         if not size.closed:
             n = size.n + event.count
             self._sources[event.source] = type(size)(n, event.closed)
@@ -503,7 +548,7 @@ class Engine(Emission):
             self._cancelled = by
             chosen = list(self.tasks.values())
         else:
-            chosen = [self.tasks[event.task]]
+            chosen = [self._known(event.task)]
         only = None if event.job is None else range(event.job, event.job + 1)
         for task in chosen:
             self._cancel_task(task, only, by)
@@ -522,16 +567,17 @@ class Engine(Emission):
                 rest = compact([job for job in bundle.jobs if job not in hit])
                 self._hand_back(task, rest, bundle.id, "its bundle was stopped for another job")
         lo, hi = (only.start, only.stop) if only is not None else (0, task.n)
-        for piece in task.table.jobs_in((PENDING, READY, BLOCKED, QUEUED), lo, hi):
+        for piece in task.table.jobs_in(_WAITING, lo, hi):
             self._cancel_jobs(task, piece, reason)
         stopped = set(range(lo, hi)) if only is not None else None
         task.queue = type(task.queue)(j for j in task.queue if stopped is not None and j not in stopped)
         task.backoff = [e for e in task.backoff if stopped is not None and e[1] not in stopped]
-        if only is None and task.chunks is None and not task.terminal:
+        if only is None and not task.closed and not task.terminal:
             self._move_task(task, TaskStatus.ABORTED, reason)
 
     def _cancel_jobs(self, task: TaskRun, jobs: Jobs, reason: str) -> None:
         for start, group in _by_state(task, jobs):
+            task.end_attempts(group, start)
             task.table.move(group, CANCELLED)
             self._moved(task, group, start, JobStatus.CANCELLED, reason=reason)
         self._gone(task, jobs)
@@ -545,7 +591,8 @@ class Engine(Emission):
         if self.status is not RunStatus.RUNNING:
             return
         self._move_run(RunStatus.PAUSED, f"paused by {event.by}" if event.by else "paused")
-        for bundle in [b for b in self._bundles.values() if not b.started]:
+        # A bundle that joins a job is not new: its job runs already.
+        for bundle in [b for b in self._bundles.values() if not (b.started or b.joins)]:
             self._recall(bundle)
             self._hand_back(self.tasks[bundle.task], bundle.jobs, bundle.id, "taken back: paused")
         for task in self._active:
@@ -557,9 +604,10 @@ class Engine(Emission):
         if self.status is not RunStatus.PAUSED:
             return
         self._move_run(RunStatus.RUNNING, f"resumed by {event.by}" if event.by else "resumed")
-        for task in self._active:
+        for task in list(self._active):
             if task.status is TaskStatus.PAUSED:
                 self._move_task(task, self._unpaused(task), "the run goes on")
+                self._check_rate(task)
 
     def _unpaused(self, task: TaskRun) -> TaskStatus:
         if task.chunks is None:
@@ -568,7 +616,9 @@ class Engine(Emission):
         return TaskStatus.RUNNING if touched else TaskStatus.READY
 
     def _retry(self, event: ev.RetryRequested) -> None:
-        chosen = self._downstream(event.task) if event.task is not None else set(self.tasks)
+        chosen = set(self.tasks)
+        if event.task is not None:
+            chosen = self._downstream(self._known(event.task).spec.id)
         if event.restart:
             self.check_restart(event.task)
         if event.task is not None:
@@ -577,12 +627,22 @@ class Engine(Emission):
             for task in self.tasks.values():
                 if task.table.counts[FAILED] or task.table.counts[CANCELLED]:
                     self._change(task, event)
+        if not any(self._can_retry(self.tasks[number], event) for number in chosen):
+            return
         self._cancelled = ""
         if self.status in RUN_TERMINAL:
             self._move_run(RunStatus.RUNNING, "restart" if event.restart else "retry")
+        for loop in self._loops.values():
+            loop.dead = False
         for number in sorted(chosen, key=lambda k: self.tasks[k].depth):
-            self._retry_task(self.tasks[number], event)
+            if self._can_retry(self.tasks[number], event):
+                self._retry_task(self.tasks[number], event)
         self._reorder()
+
+    def _known(self, number: int) -> TaskRun:
+        if number not in self.tasks:
+            raise WorkflowError(f"no task {number} in this run")
+        return self.tasks[number]
 
     def _change(self, task: TaskRun, event: ev.RetryRequested) -> None:
         changes = {
@@ -603,24 +663,31 @@ class Engine(Emission):
         ------
         WorkflowError
         """
-        for number in self.tasks if task is None else self._downstream(task):
+        for number in sorted(self.tasks if task is None else self._downstream(task)):
             spec = self.tasks[number].spec
+            if not self.tasks[number].terminal:
+                raise WorkflowError(
+                    f"cannot restart here: {spec.name!r} downstream has not ended; wait for it, "
+                    "or cancel it"
+                )
             if spec.gate or spec.scatters or spec.iteration is not None:
                 raise WorkflowError(
                     f"cannot restart here: {spec.name!r} downstream decides how the workflow "
                     "grows (a condition, a loop, scattered items); run it anew with cache=True"
                 )
 
+    def _again_jobs(self, task: TaskRun, event: ev.RetryRequested) -> list[range]:
+        ended = (FAILED, CANCELLED, CLOSED)
+        return task.table.jobs_in((*ended, FINISHED) if event.restart else ended)
+
+    def _can_retry(self, task: TaskRun, event: ev.RetryRequested) -> bool:
+        if not task.terminal or self._guarded_out(task):
+            return False
+        return task.chunks is None or not task.closed or bool(self._again_jobs(task, event))
+
     def _retry_task(self, task: TaskRun, event: ev.RetryRequested) -> None:
-        codes = (FAILED, CANCELLED, CLOSED, FINISHED) if event.restart else (FAILED, CANCELLED, CLOSED)
-        pieces = task.table.jobs_in(codes)
-        if not task.terminal or not (pieces or task.chunks is None):
-            return
-        if self._guarded_out(task):
-            return
+        pieces = self._again_jobs(task, event)
         finish = TaskStatus.RUNNING if task.chunks is not None else TaskStatus.DEFINED
-        if (task.status, finish) == (TaskStatus.DONE, TaskStatus.DEFINED):
-            return
         self._move_task(task, finish, "restart" if event.restart else "retry")
         task.charged.clear()
         task.lost.clear()
@@ -633,8 +700,7 @@ class Engine(Emission):
     def _reset(self, task: TaskRun, jobs: Jobs, start: JobStatus) -> None:
         """Make jobs fresh again; those that ran get a new attempt."""
         if start is JobStatus.FINISHED:
-            for job in jobs:
-                task.table.ended[job] += 1
+            task.end_attempts(jobs, JobStatus.RUNNING)
         ready = start in (JobStatus.FAILED, JobStatus.CANCELLED) and task.initial is JobStatus.READY
         task.table.move(jobs, READY if ready else PENDING)
         finish = JobStatus.READY if ready else JobStatus.PENDING

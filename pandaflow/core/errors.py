@@ -26,6 +26,10 @@ class StoreError(PandaflowError, RuntimeError):
     """The state store or the result store cannot do what was asked."""
 
 
+class StoreUnavailable(StoreError):
+    """The store does not answer now and may soon: a server restarts, somebody holds a lock."""
+
+
 class RunNotFound(StoreError, LookupError):
     """No run of that id is in the store."""
 

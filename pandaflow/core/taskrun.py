@@ -12,7 +12,7 @@ from pandaflow.core.datasets import Arrivals
 from pandaflow.core.jobtable import JobTable
 from pandaflow.core.model import Input, Jobs, Resources, TaskSpec
 from pandaflow.core.sizing import Pace
-from pandaflow.core.status import TASK_TERMINAL, JobStatus, TaskStatus
+from pandaflow.core.status import JOB_LIVE, TASK_TERMINAL, JobStatus, TaskStatus
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -129,6 +129,12 @@ class TaskRun:
     def resources(self, job: int) -> Resources:
         """Return what a job asks for now."""
         return self.overrides.get(job, self.spec.resources) if self.overrides else self.spec.resources
+
+    def end_attempts(self, jobs: Jobs, start: JobStatus) -> None:
+        """Count attempts that end without success, where jobs in the state ``start`` have one."""
+        if start in JOB_LIVE:
+            for job in jobs:
+                self.table.ended[job] += 1
 
     def due(self, at: float) -> None:
         """Move jobs whose back-off is over into the queue."""

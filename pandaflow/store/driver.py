@@ -53,6 +53,7 @@ class SqlDriver:
         self._run, self._run_id, self._fence, self._ttl = run, run_id, fence, ttl
         self._connection: PoolProxiedConnection | None = None
         self._released = False
+        self.on_release: Callable[[], None] = lambda: None
         self._cuts = 0
         self._doubtful: Sequence[Record] | None = None
         self._commits, self._seq = self._transact(self._position)
@@ -131,6 +132,7 @@ class SqlDriver:
         finally:
             self._released = True
             self._drop_connection()
+            self.on_release()
 
     # --- transactions ------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from pandaflow.core.errors import StoreError
+from pandaflow.core.errors import StoreError, StoreUnavailable
 
 #: Byte of SQLite's wal-index file that the one writer locks.
 _WAL_WRITE_LOCK = "120"
@@ -61,7 +61,19 @@ def store_error(error: BaseException, url: sa.URL) -> StoreError:
     cause = error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig else error
     place = f"the store {url.render_as_string(hide_password=True)}"
     detail = " ".join(str(cause).split())
-    return StoreError(f"{place} {_remedy(cause, url)} ({detail})")
+    kind = StoreUnavailable if _may_pass(cause, url) else StoreError
+    return kind(f"{place} {_remedy(cause, url)} ({detail})")
+
+
+def _may_pass(cause: BaseException, url: sa.URL) -> bool:
+    """Whether the same request may succeed in a moment."""
+    name, state = getattr(cause, "sqlite_errorname", ""), getattr(cause, "sqlstate", None)
+    if str(name).startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return True
+    if state:
+        return str(state).startswith(("53300", "55P03", "40", "57P", "08"))
+    refused = "password" in str(cause) or "does not exist" in str(cause)
+    return url.get_backend_name() == "postgresql" and not refused
 
 
 def _remedy(cause: BaseException, url: sa.URL) -> str:

@@ -15,7 +15,7 @@ from pandaflow.ports import Owner, RunState
 from pandaflow.store.database import Database
 from pandaflow.store.driver import SqlDriver
 from pandaflow.store.loading import RunLoader
-from pandaflow.store.owner import is_gone, this_process
+from pandaflow.store.owner import hold, is_gone, let_go, this_process
 from pandaflow.store.reader import SqlReader, find_run
 from pandaflow.store.schema import datasets, requests, runs, tasks
 from pandaflow.store.spec import dump_task, dump_workflow
@@ -125,7 +125,10 @@ class SqlStore:
                     fence=row.fence + 1,
                 )
             )
-        return SqlDriver(self._database, self._sql, number, row.id, fence=row.fence + 1, ttl=ttl)
+        hold(owner)
+        driver = SqlDriver(self._database, self._sql, number, row.id, fence=row.fence + 1, ttl=ttl)
+        driver.on_release = lambda: let_go(owner)
+        return driver
 
     def request(self, run_id: str, kind: str, body: Mapping[str, Any]) -> int:
         """Leave a wish for whoever drives the run; return its id."""

@@ -118,10 +118,17 @@ class World:
         self._left: dict[int, Any] = {}
 
     @classmethod
-    def of(cls, function: Callable[..., Any], *args: Any, **options: Any) -> World:
-        """Trace a plain workflow function, and start its run."""
-        spec, trace = trace_workflow(function.__name__, function, args, {})
-        world = cls(spec, trace.blobs, **options)
+    def of(
+        cls,
+        function: Callable[..., Any],
+        *args: Any,
+        slots: Mapping[str, int] | None = None,
+        shadow: bool = True,
+        **kwargs: Any,
+    ) -> World:
+        """Trace a plain workflow function with arguments, and start its run."""
+        spec, trace = trace_workflow(function.__name__, function, args, kwargs)
+        world = cls(spec, trace.blobs, slots=slots, shadow=shadow)
         world.tell(ev.RunStarted(world.at, world.slots))
         return world
 

@@ -370,3 +370,10 @@ def test_commands(tmp_path: Path, executor: Any, store: str) -> None:
     assert counts == ["2", "1"]
     assert Path(merged).read_text() == "1\n2\n3\nend\n"
     assert merged.checksum.startswith("adler32:")
+
+
+def test_parameters_changed_for_one_run(store: str) -> None:
+    wf = chain(3)
+    assert wf.run(executor="sync", store=store, params={"n": 4}).result()["total"] == 12
+    with pytest.raises(pf.WorkflowError, match="has no 'm'"):
+        wf.run(executor="sync", store=store, params={"m": 4})

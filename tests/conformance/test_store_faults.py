@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from pandaflow.core.errors import RunLocked, StoreError
 from pandaflow.store.faults import writer_of
-from pandaflow.store.owner import is_gone
+from pandaflow.store.owner import hold, is_gone, let_go
 from pandaflow.store.sql import SqlStore, this_process
 from pandaflow.testing.postgres import PostgresServer
 from pandaflow.testing.records import bundle_records, example_spec, opening_records
@@ -245,7 +245,10 @@ def test_zombie_is_gone():
     finally:
         child.wait()
     assert is_gone(replace(me, pid=child.pid), me.host)
+    assert is_gone(me, me.host)  # of this process, but nothing here holds its lease
+    hold(me)
     assert not is_gone(me, me.host)
+    let_go(me)
     assert not is_gone(replace(me, pid=child.pid), "another host")
 
 

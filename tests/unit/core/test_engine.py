@@ -61,6 +61,22 @@ def failing(task: str, *jobs: int, times: int = 10**6, **more: Any):
     return rule
 
 
+def short(name: str, emit: cmd.EmitBundle) -> Outcome:
+    """Jobs so short that they share bundles."""
+    return Outcome(wall=1e-4)
+
+
+def bundled(world: World, task: str = "inc") -> cmd.EmitBundle:
+    """Play until several jobs of a task share a bundle that can begin."""
+    for _ in range(1000):
+        for bundle in world.runnable():
+            emit = world.given[bundle].emit
+            if len(emit.jobs) > 4 and emit.task == world.task(task).spec.id:
+                return emit
+        world.step(short)
+    raise AssertionError("no bundle has several jobs")
+
+
 # --- reports ---
 
 
@@ -112,17 +128,14 @@ def test_failure_for_good_closes_dependents() -> None:
 def test_dependents_not_yet_sent_are_closed_and_the_run_ends() -> None:
     """They are closed while looking for what to send next: somebody must judge them then."""
     world = World.of(chain, 3)
-    world.pause()
-    world.resume()
-    world.tell(ev.SlotsChanged(world.at, "local", 0))
     for bundle in world.runnable():
         world.begin(bundle)
-    world.pause()
+    world.pause()  # takes the dependents back
     for bundle in list(world.given):
         world.end(bundle, Outcome(fail={0: "bad"}))
-    world.tell(ev.SlotsChanged(world.at, "local", 2))
     world.resume()
-    assert world.play(failing("inc", 0, 1, 2)).engine.status == "failed"
+    assert world.engine.status == "failed"
+    assert world.states("double") == ["closed"] * 3
 
 
 def test_window_holds_back_and_the_closed_tail_is_judged() -> None:
@@ -151,28 +164,25 @@ def test_priority_and_depth() -> None:
 
 
 def test_detached_job_is_joined() -> None:
-    world = World.of(chain, 6)
-    world.play(lambda name, emit: Outcome(wall=1e-4), steps=2)
-    world.tell()
-    big = next(b for b in world.engine.bundles_in_flight() if len(b.jobs) > 1)
-    world.begin(big.id)
-    world.end(big.id, Outcome(detached=0, unstarted=range(1, len(big.jobs))))
-    emit = next(g.emit for g in world.given.values() if g.emit.join == big.id)
-    assert emit.jobs == big.jobs[:1]
+    world = World.of(chain, 100)
+    big = bundled(world)
+    world.begin(big.bundle)
+    world.end(big.bundle, Outcome(detached=2, unstarted=range(3, len(big.jobs))))
+    emit = next(g.emit for g in world.given.values() if g.emit.join == big.bundle)
+    assert emit.jobs == big.jobs[2:3]
     assert emit.attempt == 1
     assert world.play().engine.status == "done"
-    assert world.values("double") == [2, 4, 6, 8, 10, 12]
+    assert world.values("double") == [2 * (k + 1) for k in range(100)]
     assert set(world.task("inc").table.ended) == {0}
 
 
 def detached() -> tuple[World, int]:
     """A run with a job that goes on after its bundle returned; its join waits for a slot."""
-    world = World.of(one_task, 6, retries=1)
-    world.play(lambda name, emit: Outcome(wall=1e-4), steps=2)
-    big = next(b for b in world.engine.bundles_in_flight() if len(b.jobs) > 1)
-    world.begin(big.id)
-    world.end(big.id, Outcome(detached=0))
-    return world, next(b for b, g in world.given.items() if g.emit.join == big.id)
+    world = World.of(one_task, 100, retries=1)
+    big = bundled(world)
+    world.begin(big.bundle)
+    world.end(big.bundle, Outcome(detached=0))
+    return world, next(b for b, g in world.given.items() if g.emit.join == big.bundle)
 
 
 def test_pause_leaves_a_detached_job_alone() -> None:
@@ -207,7 +217,6 @@ def test_cancel_of_a_detached_job() -> None:
 
 def lost_until_alone(culprit: int, n: int = 64) -> World:
     world = World.of(one_task, n, slots={"local": 1})
-    world.play(lambda name, emit: Outcome(wall=1e-4), steps=2)
     for _ in range(1000):
         if world.over:
             return world
@@ -231,8 +240,7 @@ def test_poisonous_job_is_found_by_splitting() -> None:
 
 def test_known_position_spares_the_others() -> None:
     world = World.of(one_task, 64, slots={"local": 1})
-    world.play(lambda name, emit: Outcome(wall=1e-4), steps=2)
-    big = max(world.given.values(), key=lambda g: len(g.emit.jobs)).emit
+    big = bundled(world)
     world.lose(big.bundle, 3)  # the start report went astray; the claim tells the position
     suspect = big.jobs[3]
     assert world.task("inc").lost == {suspect: 1}
@@ -282,14 +290,15 @@ def test_job_in_flight_when_its_task_is_exhausted() -> None:
 
 
 def test_failure_rate_while_paused() -> None:
-    world = World.of(one_task, 40, max_failure_rate=0.2, slots={"local": 20})
+    world = World.of(one_task, 100, max_failure_rate=0.2, slots={"local": 20})
     for bundle in list(world.given):
         world.begin(bundle)
     world.pause()
     for bundle in list(world.given):
         world.end(bundle, Outcome(fail={0: "no"}, wall=1.0))
+    assert world.task("inc").status == "paused"
     world.resume()
-    assert world.play(failing("inc", *range(40))).task("inc").status == "exhausted"
+    assert world.task("inc").status == "exhausted"
 
 
 def test_scouts_first() -> None:
@@ -459,13 +468,12 @@ def test_cancel_one_job() -> None:
 
 
 def test_cancel_one_job_of_a_bundle() -> None:
-    world = World.of(chain, 64)
-    world.play(lambda name, emit: Outcome(wall=1e-4), steps=4)
-    big = max(world.flying("inc"), key=lambda b: len(b.jobs))
-    world.begin(big.id)
+    world = World.of(chain, 100)
+    big = bundled(world)
+    world.begin(big.bundle)
     world.cancel(0, big.jobs[1])
     world.play()
-    assert world.states("inc").count("finished") == 63
+    assert world.states("inc").count("finished") == 99
     assert world.states("double").count("closed") == 1
 
 
@@ -573,12 +581,9 @@ def test_retry_runs_only_what_is_needed() -> None:
 
 def test_restart_runs_a_task_and_all_below_again() -> None:
     def flow():
-        return double(inc(listed.options(name="first")(pf.items(range(3))))), 0
-
-    def flow2():
         return total(double(inc(pf.items(range(3)))))
 
-    world = World.of(flow2).play()
+    world = World.of(flow).play()
     world.retry(world.task("double").spec.id, restart=True)
     assert world.engine.status == "running"
     assert world.task("inc").status == "done"
