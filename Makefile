@@ -68,7 +68,7 @@ lint: $(STAMPS)/dev
 	$(VENV)/bin/lint-imports
 
 bench: $(STAMPS)/dev
-	$(PY) -m benchmarks
+	$(PY) -m benchmarks $(if $(WRITE),--write)
 
 docs: $(STAMPS)/demo
 	$(PY) docs/make_states.py

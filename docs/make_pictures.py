@@ -4,6 +4,9 @@ Run ``python docs/make_pictures.py``. It runs a small workflow on two worker pro
 temporary folder, and writes ``graph.svg`` and ``timeline.svg`` into ``docs/pictures``.
 """
 
+# Names of `pf` are imported when first used, and its decorators return what they like.
+# mypy: disable-error-code="attr-defined, untyped-decorator"
+
 from __future__ import annotations
 
 import random
@@ -22,7 +25,7 @@ PICTURES = Path(__file__).with_name("pictures")
 MASS, WIDTH = 91.188, 2.4955
 
 
-@pf.task(items_per_job=2)  # type: ignore[untyped-decorator]
+@pf.task(items_per_job=2)
 def simulate(seeds: list[int], events: int) -> array[float]:
     """Return masses of muon pairs in GeV, from a Breit-Wigner peak."""
     masses = array("d")
@@ -34,39 +37,39 @@ def simulate(seeds: list[int], events: int) -> array[float]:
     return masses
 
 
-@pf.task  # type: ignore[untyped-decorator]
+@pf.task
 def select(masses: array[float]) -> array[float]:
     """Keep the masses near the peak."""
     return array("d", (mass for mass in masses if 60 <= mass < 120))
 
 
-@pf.task  # type: ignore[untyped-decorator]
+@pf.task
 def fill(masses: array[float]) -> Counter[int]:
     """Count masses in bins of 1 GeV."""
     return Counter(int(mass) for mass in masses)
 
 
-@pf.task(n_jobs=1)  # type: ignore[untyped-decorator]
+@pf.task(n_jobs=1)
 def merge(histograms: list[Counter[int]]) -> Counter[int]:
     """Add histograms."""
     return sum(histograms, Counter())
 
 
-@pf.task  # type: ignore[untyped-decorator]
+@pf.task
 def mean(histogram: Counter[int]) -> float:
     """Return the mean mass in GeV."""
     total = sum((low + 0.5) * n for low, n in histogram.items())
     return total / sum(histogram.values())
 
 
-@pf.task  # type: ignore[untyped-decorator]
+@pf.task
 def width(histogram: Counter[int]) -> int:
     """Return the full width at half maximum in bins of 1 GeV."""
     half = max(histogram.values()) / 2
     return sum(1 for n in histogram.values() if n >= half)
 
 
-@pf.workflow  # type: ignore[untyped-decorator]
+@pf.workflow
 def peak(samples: int, events: int) -> tuple[Any, Any]:
     """Simulate, select and fill in chunks; merge; measure."""
     histogram = merge(fill(select(simulate(pf.items(range(samples)), events=events))))
