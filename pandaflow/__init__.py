@@ -21,29 +21,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pandaflow import executors
-    from pandaflow.authoring.commands import command
-    from pandaflow.authoring.job_graphs import job_graph, ref
-    from pandaflow.authoring.shapes import after, concat, cross, loop, scatter, when
-    from pandaflow.authoring.sources import files, items, stream
-    from pandaflow.authoring.tasks import task
-    from pandaflow.client import Run, Transition, attach, resume, runs
-    from pandaflow.core.errors import (
-        DataError,
-        InvalidTransition,
-        PandaflowError,
-        RunFailed,
-        RunLocked,
-        RunNotFound,
-        SiteError,
-        StoreError,
-        StoreUnavailable,
-        WorkflowError,
-    )
-    from pandaflow.core.model import Failure, File, Resources, Retry, RetryRule, Site
-    from pandaflow.executors.outcome import Skip
-    from pandaflow.executors.payload import current_job
-    from pandaflow.workflows import Workflow, workflow
+    from pandaflow import executors as executors
+    from pandaflow.authoring.commands import command as command
+    from pandaflow.authoring.job_graphs import job_graph as job_graph
+    from pandaflow.authoring.job_graphs import ref as ref
+    from pandaflow.authoring.shapes import after as after
+    from pandaflow.authoring.shapes import concat as concat
+    from pandaflow.authoring.shapes import cross as cross
+    from pandaflow.authoring.shapes import loop as loop
+    from pandaflow.authoring.shapes import scatter as scatter
+    from pandaflow.authoring.shapes import when as when
+    from pandaflow.authoring.sources import files as files
+    from pandaflow.authoring.sources import items as items
+    from pandaflow.authoring.sources import stream as stream
+    from pandaflow.authoring.tasks import task as task
+    from pandaflow.client import Run as Run
+    from pandaflow.client import attach as attach
+    from pandaflow.client import resume as resume
+    from pandaflow.client import runs as runs
+    from pandaflow.core.errors import DataError as DataError
+    from pandaflow.core.errors import InvalidTransition as InvalidTransition
+    from pandaflow.core.errors import PandaflowError as PandaflowError
+    from pandaflow.core.errors import RunFailed as RunFailed
+    from pandaflow.core.errors import RunLocked as RunLocked
+    from pandaflow.core.errors import RunNotFound as RunNotFound
+    from pandaflow.core.errors import SiteError as SiteError
+    from pandaflow.core.errors import StoreError as StoreError
+    from pandaflow.core.errors import StoreUnavailable as StoreUnavailable
+    from pandaflow.core.errors import WorkflowError as WorkflowError
+    from pandaflow.core.model import Failure as Failure
+    from pandaflow.core.model import File as File
+    from pandaflow.core.model import Resources as Resources
+    from pandaflow.core.model import Retry as Retry
+    from pandaflow.core.model import RetryRule as RetryRule
+    from pandaflow.core.model import Site as Site
+    from pandaflow.executors.outcome import Skip as Skip
+    from pandaflow.executors.payload import current_job as current_job
+    from pandaflow.hooks import Transition as Transition
+    from pandaflow.workflows import Workflow as Workflow
+    from pandaflow.workflows import workflow as workflow
 
 __version__ = "0.1.0"
 
@@ -53,7 +69,8 @@ _HOME = {
     "pandaflow.authoring.shapes": "after concat cross loop scatter when",
     "pandaflow.authoring.sources": "files items stream",
     "pandaflow.authoring.tasks": "task",
-    "pandaflow.client": "Run Transition attach resume runs",
+    "pandaflow.client": "Run attach resume runs",
+    "pandaflow.hooks": "Transition",
     "pandaflow.core.errors": (
         "DataError InvalidTransition PandaflowError RunFailed RunLocked RunNotFound SiteError "
         "StoreError StoreUnavailable WorkflowError"

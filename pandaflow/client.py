@@ -6,15 +6,11 @@ import os
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pandaflow.config import read_settings
 from pandaflow.core import commands as cmd
-from pandaflow.core.events import RetryRequested
 from pandaflow.core.errors import (
     RunFailed,
     RunLocked,
@@ -22,7 +18,10 @@ from pandaflow.core.errors import (
     StoreUnavailable,
     WorkflowError,
 )
+from pandaflow.core.events import RetryRequested
 from pandaflow.core.status import RUN_TERMINAL, RunStatus, TaskStatus
+from pandaflow.hooks import Transition, transitions
+from pandaflow.places import open_store, pick_executors
 
 if TYPE_CHECKING:
     from pandaflow.authoring.collections import SourceCollection
@@ -43,43 +42,7 @@ _GRACE_S = 5.0
 JobName = str | tuple[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
-    """What callbacks are told: something changed its state, and that is committed.
-
-    Attributes
-    ----------
-    kind : {'run', 'task', 'job'}
-    at : float
-        Seconds since the epoch.
-    run : str
-    task : str
-    jobs : range or tuple of int
-        All the jobs that moved together; empty for runs and tasks.
-    start, finish : str
-    attempt : int
-    reason : str
-    """
-
-    kind: str
-    at: float
-    run: str
-    task: str
-    jobs: range | tuple[int, ...]
-    start: str
-    finish: str
-    attempt: int = 0
-    reason: str = ""
-
-
 # --- finding runs -----------------------------------------------------------------------
-
-
-def open_store(store: Any = None) -> SqlStore:
-    """Return a store from a URL, a path, a store or nothing (the default)."""
-    from pandaflow.store.sql import SqlStore, open_store
-
-    return store if isinstance(store, SqlStore) else open_store(store)
 
 
 def runs(store: Any = None, limit: int = 100) -> list[Run]:
@@ -115,50 +78,6 @@ def resume(
     run = attach(run_id, store)
     run._drive(pick_executors(executor, executors))
     return run
-
-
-_default: dict[str, Any] = {}
-
-
-def pick_executors(
-    executor: Any = None, executors: Mapping[str, Any] | None = None
-) -> dict[str, Executor]:
-    """Return executors by name, the default first.
-
-    Parameters
-    ----------
-    executor : executor, 'processes', 'threads', 'sync', address or name in ``executors``
-    executors : mapping of str to executor
-        Those that tasks name by ``executor="..."``.
-    """
-    named = {str(name): as_executor(value) for name, value in (executors or {}).items()}
-    if isinstance(executor, str) and executor in named:
-        return {executor: named.pop(executor), **named}
-    return {"default": as_executor(executor), **named}
-
-
-def as_executor(value: Any) -> Executor:
-    """Return an executor from an object, a word or a Dask scheduler's address."""
-    from pandaflow import executors
-
-    if value is None or value == "processes":
-        # Worker processes cost seconds to start, so runs of one process share them.
-        made: Executor = _default.setdefault("local", executors.Local())
-        return made
-    if value == "threads":
-        return executors.Local(processes=False)
-    if value == "sync":
-        return executors.Local(workers=0)
-    if isinstance(value, str) and "://" in value:
-        return executors.Dask(value)
-    if hasattr(value, "open") and not isinstance(value, str):
-        return value  # type: ignore[no-any-return]
-    if hasattr(value, "scheduler_address") or hasattr(value, "scheduler_info"):
-        return executors.Dask(value)
-    raise WorkflowError(
-        f"executor={value!r}: give pf.executors.Local(...), pf.executors.Dask(...), 'processes', "
-        "'threads', 'sync' or the address of a Dask scheduler"
-    )
 
 
 # --- a run ------------------------------------------------------------------------------
@@ -409,11 +328,17 @@ class Run:
         if isinstance(event, RetryRequested) and event.restart and event.task is not None:
             engine.check_restart(event.task)
 
-    def _ask(self, kind: str, body: Mapping[str, Any]) -> None:
+    def tell(self, kind: str, body: Mapping[str, Any]) -> None:
+        """Leave a request for whoever drives the run."""
         self._store.request(self.id, kind, {**body, "by": _me()})
         if self._runner is not None:
             self._runner.wake()
-        elif not self._driven() and kind in ("cancel", "pause", "resume"):
+
+    def _ask(self, kind: str, body: Mapping[str, Any]) -> None:
+        self.tell(kind, body)
+        if self._runner is not None:
+            return
+        if not self._driven() and kind in ("cancel", "pause", "resume"):
             self._carry_out_alone()
 
     def _carry_out_alone(self) -> None:
@@ -488,7 +413,17 @@ class Run:
     def _transitions(self, records: Sequence[cmd.Record]) -> Iterator[Transition]:
         names = {task["id"]: task["name"] for task in self.summary()["tasks"]}
         for record in records:
-            yield from _transition(record, self.id, names)
+            yield from transitions(record, self.id, names)
+
+    def stream(self, name: str) -> RunStream:
+        """Return a handle to feed an open stream of the run, also from another process.
+
+        Raises
+        ------
+        WorkflowError
+            The run has no stream of that name, or it is closed.
+        """
+        return RunStream(self, name)
 
     def stop(self) -> None:
         """Stop driving the run here, leaving it to be resumed."""
@@ -497,6 +432,11 @@ class Run:
             runner.stop()
         if thread is not None:
             thread.join()
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the run has not ended and nobody drives it: :func:`pandaflow.resume` does."""
+        return self.status in (RunStatus.RUNNING, RunStatus.PAUSED) and not self._driven()
 
     def _driven(self) -> bool:
         if self._thread is not None and self._thread.is_alive():
@@ -546,6 +486,40 @@ class Run:
         return run_html(self.summary())
 
 
+class RunStream:
+    """Feeds a stream of a run through the store, whoever drives it."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        from pandaflow.data.feed import feeder
+
+        state = run._store.state(run.id)
+        found = [s for s in state.spec.sources if s.kind == "stream" and s.name == name]
+        if not found:
+            known = ", ".join(s.name for s in state.spec.sources if s.kind == "stream")
+            raise WorkflowError(f"run {run.id} has no stream {name!r}; it has {known or 'none'}")
+        n, self.closed = state.streams.get(found[0].id, (found[0].n, False))
+        waiting = [r for r in run._reader.open_requests(run.id) if r["kind"] == "append"]
+        mine = [r["body"] for r in waiting if r["body"]["source"] == found[0].id]
+        self.closed = self.closed or any(body["closed"] for body in mine)
+        sent = n + sum(body["count"] for body in mine)
+        self._feed = feeder(run._results(), run.tell, found[0].id, sent)
+
+    def append(self, *values: Any) -> None:
+        """Add items; they are durable when this returns."""
+        self._check_open()
+        self._feed(values, False)
+
+    def close(self) -> None:
+        """Say that no more items will come."""
+        self._check_open()
+        self._feed((), True)
+        self.closed = True
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise WorkflowError("the stream is closed")
+
+
 def parse_job(job: JobName) -> tuple[str, int]:
     """Parse ``"task[3]"``, ``"task:3"`` or ``("task", 3)``.
 
@@ -579,34 +553,6 @@ def _me() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _transition(record: cmd.Record, run: str, names: Mapping[int, str]) -> Iterator[Transition]:
-    match record:
-        case cmd.RunMoved():
-            yield Transition(
-                "run", record.at, run, "", (), record.start, record.finish, 0, record.reason
-            )
-        case cmd.TaskMoved():
-            name = names.get(record.task, str(record.task))
-            yield Transition(
-                "task", record.at, run, name, (), record.start, record.finish, 0, record.reason
-            )
-        case cmd.JobsMoved() | cmd.BundleSent() | cmd.BundleRunning() | cmd.BundleFinished():
-            yield _job_transition(record, run, names.get(record.task, str(record.task)))
-
-
-def _job_transition(record: Any, run: str, name: str) -> Transition:
-    start, finish, jobs = "sent", "running", record.jobs
-    match record:
-        case cmd.BundleSent():
-            start, finish = record.start, "sent"
-        case cmd.BundleFinished():
-            start, finish, jobs = "running", "finished", record.finished
-        case cmd.JobsMoved():
-            start, finish = record.start, record.finish
-    reason = getattr(record, "reason", "")
-    return Transition("job", record.at, run, name, jobs, start, finish, record.attempt, reason)
-
-
 def _items_of_failed(engine: Engine, gather: Gatherer, name: str) -> list[Any]:
     from pandaflow.core.jobtable import CLOSED, FAILED
     from pandaflow.runner import task_id
@@ -621,19 +567,3 @@ def _items_of_failed(engine: Engine, gather: Gatherer, name: str) -> list[Any]:
             lo, hi = task.chunks.items(job)
             out += [value for value in values[lo:hi] if value is not None]
     return out
-
-
-def new_run_id(name: str) -> str:
-    """Return an id for a run: the name and six hexadecimal digits."""
-    plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:40] or "run"
-    return f"{plain}-{uuid.uuid4().hex[:6]}"
-
-
-def results_root(store: SqlStore) -> str:
-    """Return where a store's runs keep their results: as configured, else beside the database."""
-    settings = read_settings()
-    if settings.results is not None:
-        return settings.results.rstrip("/")
-    path = store.path
-    return str((path.parent if path is not None else Path(".pandaflow")).resolve() / "results")
-

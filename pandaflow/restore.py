@@ -191,5 +191,3 @@ def _hold(engine: Engine, bundles: dict[int, BundleState]) -> None:
         for number in set(task.table.bundle) - {-1}:
             if number not in engine._held and number in bundles:
                 engine._held[number] = (task.spec.id, bundles[number].jobs)
-
-

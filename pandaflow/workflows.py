@@ -8,9 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
-
-from pandaflow import client
+from pandaflow import client, places
 from pandaflow.authoring.trace import ACTIVE, Trace, trace_workflow
 from pandaflow.core.datasets import makers
 from pandaflow.core.errors import WorkflowError
@@ -20,9 +18,10 @@ from pandaflow.options import name_of
 if TYPE_CHECKING:
     import networkx
 
-    from pandaflow.client import Run, Transition
+    from pandaflow.client import Run
     from pandaflow.core.graph import Compiled
     from pandaflow.display.drawing import Picture
+    from pandaflow.hooks import Transition
     from pandaflow.plan import Plan
 
 Callback = Callable[["Transition"], None]
@@ -197,7 +196,7 @@ class Workflow:
         """Tell what a run would do: jobs of each task, what is cached, and why."""
         from pandaflow.plan import plan
 
-        return plan(self._spec, self._trace.blobs, client.results_root(client.open_store(store)))
+        return plan(self._spec, self._trace.blobs, places.results_root(places.open_store(store)))
 
     def __repr__(self) -> str:
         known = [n for n in self._sizes().values()]
@@ -297,7 +296,7 @@ class Workflow:
             return self._with(params).submit(executor, executors, store, name, callbacks)
         run = self._create(store, name, callbacks)
         self._connect(run)
-        picked = client.pick_executors(executor, executors)
+        picked = places.pick_executors(executor, executors)
         run._drive(picked, here=_runs_in_caller(picked))
         return run
 
@@ -340,7 +339,7 @@ class Workflow:
         if params:
             changed = self._with(params)
             return changed.run(executor, executors, store, name, callbacks, progress)
-        picked = client.pick_executors(executor, executors)
+        picked = places.pick_executors(executor, executors)
         run = self._create(store, name, callbacks)
         mode = "off" if progress is False else "auto"
         self._connect(run)
@@ -360,9 +359,9 @@ class Workflow:
     def _create(self, store: Any, name: str | None, callbacks: Any) -> Run:
         from pandaflow.data.results import ResultStore
 
-        opened = client.open_store(store)
-        run_id = client.new_run_id(name or self.name)
-        results = f"{client.results_root(opened)}/{run_id}"
+        opened = places.open_store(store)
+        run_id = places.new_run_id(name or self.name)
+        results = f"{places.results_root(opened)}/{run_id}"
         kept = ResultStore(results)
         for blob, data in self._trace.blobs.items():
             kept.put(blob, data)
@@ -375,28 +374,10 @@ class Workflow:
 
     def _connect(self, run: Run) -> None:
         """Let open streams feed the run."""
+        from pandaflow.data.feed import feeder
+
         for source, stream in self._trace.streams.items():
-            stream.connect(_feeder(run, source, stream.sent), stream.sent)
-
-
-def _feeder(run: Run, source: int, sent: int) -> Callable[[Any, bool], None]:
-    """Return a function that makes items durable and tells the driver of them."""
-    from pandaflow.data.items import stream_blob
-
-    count = [sent]
-
-    def feed(values: Any, closed: bool) -> None:
-        if values:
-            frames = [cloudpickle.dumps(value) for value in values]
-            run._results().put(stream_blob(source, count[0]), cloudpickle.dumps(frames))
-        count[0] += len(values)
-        run._store.request(
-            run.id, "append", {"source": source, "count": len(values), "closed": closed}
-        )
-        if run._runner is not None:
-            run._runner.wake()
-
-    return feed
+            stream.connect(feeder(run._results(), run.tell, source, stream.sent), stream.sent)
 
 
 def _attend(run: Run, view: Any) -> None:

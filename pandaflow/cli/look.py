@@ -64,12 +64,15 @@ def status(ctx: click.Context, /, run_id: str, store: str | None, as_json: bool)
       pandaflow status last
       pandaflow status 3f2a --json | jq '.tasks[] | {name, status}'
     """
-    summary = attach(ctx, run_id, store).summary()
+    run = attach(ctx, run_id, store)
+    summary = run.summary()
     if as_json:
         echo_json(summary)
         return
     click.echo(f"{summary['id']}  {summary['name']}  {summary['status']}")
     echo_table(("name", "status", "jobs", "reason"), summary["tasks"])
+    if run.orphaned:
+        click.echo(f"nobody drives it: pandaflow resume {run.id}")
 
 
 @click.command()
@@ -133,7 +136,8 @@ def logs(
 def _row_of(
     ctx: click.Context, run: Run, job: str, options: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    from pandaflow.client import open_store, parse_job
+    from pandaflow.client import parse_job
+    from pandaflow.places import open_store
 
     task, index = parse_job(job)
     reader = open_store(store_of(ctx, options["store"])).reader()
@@ -208,7 +212,7 @@ def graph(
 def _workflow_of(ctx: click.Context, run_id: str, store: str | None) -> Workflow:
     """Return the workflow that a run was made of, to look at."""
     from pandaflow.authoring.trace import Trace
-    from pandaflow.client import open_store
+    from pandaflow.places import open_store
     from pandaflow.workflows import Workflow
 
     opened = open_store(store_of(ctx, store))

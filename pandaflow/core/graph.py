@@ -247,6 +247,17 @@ def compute_job(spec: BundleSpec, jobs: Sequence[int], payload: Any, *values: An
     """Run one job with the values of the upstream ``jobs``, as a plain Dask task."""
     pairs = zip(jobs, values, strict=True)
     deps = [BundleValues(range(job, job + 1), [value]) for job, value in pairs]
+    return call_job(spec, payload, deps)
+
+
+def call_job(spec: BundleSpec, payload: Any, deps: Sequence[BundleValues]) -> Any:
+    """Call the payload of the one job of ``spec``; whatever it raises is raised.
+
+    Raises
+    ------
+    WorkflowError
+        An input has no value, or the payload is a command.
+    """
     inputs = JobInputs(spec, deps, pickle.loads)
     job = spec.jobs[0]
     try:

@@ -256,6 +256,19 @@ class Retry:
     max_walltime: float | None = None
     rules: tuple[RetryRule, ...] = ()
 
+    def __post_init__(self) -> None:
+        # Written by people: sizes and durations as text, rules as a list.
+        put = object.__setattr__
+        put(self, "delay", parse_seconds(self.delay, "delay"))
+        put(self, "max_delay", parse_seconds(self.max_delay, "max_delay"))
+        put(self, "rules", tuple(self.rules))
+        if self.max_memory is not None:
+            put(self, "max_memory", parse_bytes(self.max_memory, "max_memory"))
+        if self.max_walltime is not None:
+            put(self, "max_walltime", parse_seconds(self.max_walltime, "max_walltime"))
+        if isinstance(self.retries, bool) or self.retries < 0:
+            raise WorkflowError(f"retries={self.retries!r}: give a number of at least 0")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitRule:

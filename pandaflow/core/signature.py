@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sysconfig
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -73,9 +74,10 @@ def describe(kind: Any) -> str:
 def code_token(function: Callable[..., Any], extra: Sequence[bytes] = ()) -> str:
     """Return a hash of a function's code that is the same in every process.
 
-    It covers byte code, constants, default values, and the code of functions of the same
-    top-level package that it names. It does not cover other packages: changing a library does not
-    make cached results stale; put its version among the arguments where that matters.
+    It covers byte code, constants, default values, and what the function names in turn: global
+    constants, and functions of the user's own modules (those that are neither installed
+    packages nor Python's). Changing a library does not make cached results stale; put its
+    version among the arguments where that matters.
     """
     digest = hashlib.blake2b(digest_size=16)
     for part in extra:
@@ -143,11 +145,38 @@ def _feed_global(digest: hashlib.blake2b, function: Any, name: str, seen: set[in
 def _feed_value(digest: hashlib.blake2b, value: Any, owner: Any, seen: set[int]) -> None:
     inner = getattr(value, "function", value)
     if isinstance(inner, types.FunctionType):
-        if inner.__module__.partition(".")[0] == owner.__module__.partition(".")[0]:
+        if _own(inner):
             _feed(digest, inner, seen)
         else:
             digest.update(_name_of(inner).encode())
+    elif isinstance(value, types.ModuleType):
+        _feed_module(digest, value, owner, seen)
     elif isinstance(value, str | bytes | int | float | bool | tuple | type(None)):
         digest.update(repr(value).encode())
     else:
         digest.update(_name_of(value).encode())
+
+
+def _feed_module(digest: hashlib.blake2b, module: Any, owner: Any, seen: set[int]) -> None:
+    """A module is covered by those of its functions and constants that the code names."""
+    digest.update(module.__name__.encode())
+    if not _is_own_file(getattr(module, "__file__", None)):
+        return
+    for name in sorted(set(_names(owner.__code__))):
+        value = vars(module).get(name)
+        if isinstance(value, types.FunctionType | str | bytes | int | float | tuple):
+            digest.update(name.encode())
+            _feed_value(digest, value, owner, seen)
+
+
+def _own(function: types.FunctionType) -> bool:
+    """Whether a function is the user's: neither of an installed package nor Python's own."""
+    return _is_own_file(function.__code__.co_filename)
+
+
+def _is_own_file(path: str | None) -> bool:
+    if path is None or path.startswith("<frozen"):
+        return False
+    places = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+    installed = "site-packages" in path or "dist-packages" in path
+    return not installed and not path.startswith(places)

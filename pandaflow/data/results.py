@@ -30,6 +30,8 @@ from pandaflow.core.model import compact, runs_of
 FORMAT = "pandaflow-values"
 VERSION = 1
 _SEAL = b', "seal": "'
+#: Items of a list, dict or text that is still kept as JSON.
+_JSON_ITEMS = 10_000
 _SCALARS = {type(None), bool, int, float, str}
 _CLAIM = struct.Struct("=qq")
 
@@ -81,12 +83,22 @@ def encode(values: Sequence[Any]) -> Encoded:
     if Missing in set(map(type, values)):
         missing = {at: value for at, value in enumerate(values) if type(value) is Missing}
         present = [None if at in missing else value for at, value in enumerate(values)]
-    body = _as_json(present)
+    body = None if _bulky(present) else _as_json(present)
     if body is not None:
         return Encoded(body, "json", adler32(body), missing)
     body, refused = _as_pickle(present)
     missing |= {at: Missing(f"unserializable: {why}") for at, why in refused.items()}
     return Encoded(body, "pickle", adler32(body), missing, refused)
+
+
+def _bulky(values: Sequence[Any]) -> bool:
+    """Whether a value is large: as JSON it would take a hundred times longer to write."""
+    sized = (value for value in values if type(value) in (list, dict, str))
+    return any(
+        len(value) > _JSON_ITEMS
+        or (type(value) is list and any(len(v) > _JSON_ITEMS for v in value if type(v) is list))
+        for value in sized
+    )
 
 
 def json_native(value: Any) -> bool:

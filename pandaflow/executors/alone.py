@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pickle
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pandaflow.core.bundle import BundleSpec
+from pandaflow.core.bundle import BundleSpec, BundleValues
+from pandaflow.core.errors import WorkflowError
 from pandaflow.data.results import ResultStore
 from pandaflow.executors import payload as payloads
 
@@ -39,11 +39,11 @@ def run_alone(spec: BundleSpec, *, payload: str, needs: Sequence[str], debug: bo
         frames = pickle.loads(code)
         code = pickle.dumps({job: frames[job] for job in spec.jobs})
     deps = [results.load(place) for place in needs]
+    if debug:
+        return _debug(spec, code, deps)
     reports: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="pandaflow-alone-") as folder:
         alone = replace(spec, results=folder, cache="", join=None, seconds=0.0)
-        if debug:
-            _hook_debugger()
         values = payloads.run_bundle(
             alone, code, deps, report=reports.append, worker="alone", isolation="caller"
         )
@@ -54,13 +54,17 @@ def run_alone(spec: BundleSpec, *, payload: str, needs: Sequence[str], debug: bo
     return values.values[0]
 
 
-def _hook_debugger() -> None:
+def _debug(spec: BundleSpec, code: bytes, deps: Sequence[BundleValues]) -> Any:
+    """Call the payload here, and stop in the debugger where it raises."""
     import pdb
 
-    def trace(frame: Any, event: str, argument: Any) -> Any:
-        if event == "exception" and "pandaflow/executors" not in frame.f_code.co_filename:
-            sys.settrace(None)
-            pdb.post_mortem(argument[2])
-        return trace
+    from pandaflow.core.graph import call_job
 
-    sys.settrace(trace)
+    if spec.kind == "command":
+        raise WorkflowError("a command has no Python frame to stop in; run it without --pdb")
+    payload = pickle.loads(code)
+    try:
+        return call_job(spec, payload, deps)
+    except BaseException as error:  # whatever the payload raises is what is looked at
+        pdb.post_mortem(error.__traceback__)
+        raise

@@ -320,9 +320,7 @@ class DaskSession:
             self._on_kill(sorted(set(self._stopping.values())))
 
 
-def _graph(
-    layers: Mapping[Place, Mapping[Key, Any]], extra: Mapping[Key, Any]
-) -> HighLevelGraph:
+def _graph(layers: Mapping[Place, Mapping[Key, Any]], extra: Mapping[Key, Any]) -> HighLevelGraph:
     """Put nodes of one priority into one layer, so that the priority is said once."""
     parts: dict[str, Any] = {}
     for number, ((priority, worker), nodes) in enumerate(layers.items()):

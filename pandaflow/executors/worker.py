@@ -14,7 +14,6 @@ import threading
 
 from pandaflow.executors.node import OWN_WORKER
 
-
 #: Dask's own profiler and health checks cost more than a short node.
 _QUIET = {
     "distributed.worker.profile.enabled": False,

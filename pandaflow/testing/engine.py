@@ -329,17 +329,31 @@ class World:
         """Ask to try again."""
         self.tell(ev.RetryRequested(at=self._tick(), task=task, **changes))
 
-    def restart(self, finished: Sequence[int] = ()) -> None:
-        """Let the driver die and another go on; ``finished`` bundles ended in between."""
+    def restart(
+        self, finished: Sequence[int] = (), late: Sequence[ev.BundleEnded] = ()
+    ) -> None:
+        """Let the driver die and another go on.
+
+        Parameters
+        ----------
+        finished : sequence of int
+            Bundles that ended in between.
+        late : sequence of BundleEnded
+            Reports of bundles that had ended, which the driver never read.
+        """
         restored = restore(self.ledger.state())
         problems = differences(self.engine, restored, self.ledger)
         assert not problems, "\n".join(problems)
         self.engine = restored
         if self._shadow is not None:
             self._shadow = restore(self.ledger.state())
-        reports: list[ev.Event] = [self.ended(bundle) for bundle in finished]
+        ended = [*late, *(self.ended(bundle) for bundle in finished)]
+        # A bundle that left a job running is begun again as a whole, as the runner does.
+        reports: list[ev.Event] = [report for report in ended if report.detached is None]
+        known = {report.bundle for report in ended if report.detached is None}
+        flying = [b.id for b in restored.bundles_in_flight() if b.id not in known]
         reason = "its driver ended"
-        reports += [ev.BundleLost(self._tick(), b, reason, None, False) for b in self.given]
+        reports += [ev.BundleLost(self._tick(), b, reason, None, False) for b in flying]
         self.given.clear()
         self._left.clear()
         self.released.clear()

@@ -298,7 +298,8 @@ def _of_task(task: TaskRun) -> dict[str, Any]:
         "status": task.status,
         "jobs": task.n,
         "closed": task.closed,
-        "bound": task.chunks is not None,
+        # A task that ended open and empty may come back as if it had never been bound.
+        "bound": task.chunks is not None or (task.terminal and not task.closed),
         "truth": task.truth,
         "items": [task.chunks.items(job) for job in jobs] if task.chunks is not None else [],
         "states": [table.status(job) for job in jobs],

@@ -377,3 +377,26 @@ def test_parameters_changed_for_one_run(store: str) -> None:
     assert wf.run(executor="sync", store=store, params={"n": 4}).result()["total"] == 12
     with pytest.raises(pf.WorkflowError, match="has no 'm'"):
         wf.run(executor="sync", store=store, params={"m": 4})
+
+
+def test_feeding_a_stream_of_a_run_whose_driver_is_gone(threads: Any, store: str) -> None:
+    numbers = pf.stream("numbers")
+    numbers.append(1)
+    run = of_stream(numbers).submit(executor=threads, store=store)
+    while not any(run.jobs(task="inc", status="finished")):
+        time.sleep(0.01)
+    run.stop()
+    other = pf.attach(run.id, store=store)
+    feed = other.stream("numbers")
+    feed.append(2, 3)
+    feed = other.stream("numbers")
+    feed.append(4)
+    feed.close()
+    with pytest.raises(pf.WorkflowError, match="closed"):
+        other.stream("numbers").append(5)
+    with pytest.raises(pf.WorkflowError, match="no stream 'letters'; it has numbers"):
+        other.stream("letters")
+    assert other.orphaned
+    run = pf.resume(run.id, store=store, executor=threads)
+    assert run.wait(30) == "done"
+    assert run.result() == 2 + 3 + 4 + 5

@@ -85,7 +85,7 @@ def test_postgres_restarts_under_a_run(
 def test_a_locked_store_loses_nothing(processes: Any, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     notes.mkdir()
-    from pandaflow.client import open_store
+    from pandaflow.places import open_store
 
     store = open_store(f"sqlite:///{tmp_path}/s.db")
     run = work(200, str(notes)).submit(executor=processes, store=store)
