@@ -317,7 +317,8 @@ class ResultStore:
             The folder cannot be written, say a full disk; nothing half-written is left.
         """
         location = self.place(spec.bundle)
-        self._write(location, (_header_line(spec, encoded, report), encoded.body))
+        # The state store will say that these jobs have finished, power cut or not.
+        self._write(location, (_header_line(spec, encoded, report), encoded.body), sync=True)
         return location
 
     def load(self, location: str, verify: bool = True) -> BundleValues:
@@ -446,7 +447,7 @@ class ResultStore:
         except OSError as error:
             raise DataError(f"{path}: {error.strerror or error}") from error
 
-    def _write(self, name: str, chunks: Sequence[bytes]) -> None:
+    def _write(self, name: str, chunks: Sequence[bytes], sync: bool = False) -> None:
         path = self._path(name)
         if self.local is None:
             self._fs().pipe_file(path, b"".join(chunks))
@@ -455,6 +456,9 @@ class ResultStore:
         with _removed_on_error(temporary):
             with _create(temporary, "wb") as file:
                 file.writelines(chunks)
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
 
 
