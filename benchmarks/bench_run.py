@@ -280,6 +280,7 @@ def cancel(folder: Path) -> Iterator[Row]:
 
 def importing() -> Iterator[Row]:
     """``import pandaflow`` against a bare interpreter."""
+
     def best(code: str) -> float:
         command = [sys.executable, "-c", code]
         return min(spend(lambda: subprocess.run(command, check=True)).wall for _ in range(5))

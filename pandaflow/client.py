@@ -394,7 +394,7 @@ class Run:
         assert self._runner is not None
         try:
             self._runner.drive()
-        except BaseException as error:  # handed to whoever waits
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
             self._error = error
         finally:
             self._runner = None

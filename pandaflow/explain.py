@@ -52,9 +52,8 @@ def _waiting(run: dict[str, Any], task: dict[str, Any], status: JobStatus) -> li
         if unfinished:
             said.append("tasks before it still work: " + ", ".join(unfinished))
     if status is JobStatus.READY:
-        said.append(
-            f"{task['jobs'].get('running', 0)} job(s) of the task run now; it is sent when a slot is near"
-        )
+        running = task["jobs"].get("running", 0)
+        said.append(f"{running} job(s) of the task run now; it is sent when a slot is near")
     said.append(f"run {run['id']} is {run['status']}")
     return said
 

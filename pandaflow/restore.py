@@ -66,7 +66,7 @@ def _repeat(engine: Engine, loop: LoopRun) -> None:
 
 
 def _maker_of(engine: Engine, task: str) -> LoopRun:
-    """Find the loop that made the loop of a task: one whose iterations have no tasks of their own."""
+    """Find the loop behind a task's loop: one whose iterations have no tasks of their own."""
     bare = [loop for loop in engine._loops.values() if not loop.spec.body and loop.spec.loops]
     for loop in bare:
         names = [spec.name for inner in loop.spec.loops for spec in inner.body]

@@ -172,7 +172,7 @@ class Runner:
     def _call(self, callback: Callback, records: Sequence[cmd.Record]) -> None:
         try:
             callback(records)
-        except Exception:  # noqa: BLE001 - a user's hook may raise anything; the run goes on
+        except Exception:  # a user's hook may raise anything; the run goes on
             logger.exception("%s: a callback failed", self._run)
 
     def _gather(self, engine: Engine) -> list[ev.Event]:

@@ -66,6 +66,7 @@ class WorkflowFunction:
         return inspect.signature(self.function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Describe the workflow with these arguments; nothing runs yet."""
         try:
             self.signature.bind(*args, **kwargs)
         except TypeError as error:

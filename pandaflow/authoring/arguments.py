@@ -42,6 +42,7 @@ class Arguments:
         self._kwargs: dict[str, Any] = {}
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Sort the arguments into slots, barriers and plain values."""
         args, kwargs = self._without_barriers(args, kwargs)
         args = self._unpacked_cross(args, kwargs)
         named = self._task.bind(args, kwargs)
@@ -56,10 +57,8 @@ class Arguments:
 
     def _any_collection(self, values: Iterable[Any]) -> bool:
         return any(
-            isinstance(v, Collection)
-            and not v.single
-            or isinstance(v, list)
-            and any(isinstance(part, Collection) for part in v)
+            (isinstance(v, Collection) and not v.single)
+            or (isinstance(v, list) and any(isinstance(part, Collection) for part in v))
             for v in values
         )
 
@@ -125,6 +124,7 @@ class Arguments:
                 )
 
     def place(self) -> Placed:
+        """Note the task and return the stand-in for its output."""
         length, single, n_static = self._jobs()
         trace, task, options = self._trace, self._task, self._task._options
         number = trace.next_id()
@@ -198,6 +198,7 @@ class Arguments:
 
 
 def common_fields(options: Options) -> dict[str, Any]:
+    """Return the options that every kind of task hands on as they are."""
     names = "resources retry priority executor container cache goal scouts max_failure_rate"
     return {name: getattr(options, name) for name in names.split()}
 

@@ -107,9 +107,11 @@ class SourceCollection(Collection):
             self.type = int
 
     def dataset(self, trace: Trace) -> Dataset:
+        """Return the source, adopted by the workflow."""
         return Source(trace.adopt(self))
 
     def files(self) -> Sequence[File] | None:
+        """Return the files themselves, where the source has them."""
         return self.spec.files if self.spec.kind == "files" else None
 
     def _repr_html_(self) -> str:
@@ -135,6 +137,7 @@ class Placed(Collection):
         self._place, self.type = place, type
 
     def dataset(self, trace: Trace) -> Dataset:
+        """Return the place that was given."""
         return self._place
 
 
@@ -151,6 +154,7 @@ class CrossCollection(Collection):
         self.type = UNKNOWN if UNKNOWN in types else tuple.__class_getitem__(tuple(types))
 
     def dataset(self, trace: Trace) -> Dataset:
+        """Return the product of the parts' datasets."""
         return Cross(tuple(part.dataset(trace) for part in self.parts))
 
     def __iter__(self) -> Iterator[Any]:
@@ -166,6 +170,7 @@ class CrossComponent(Collection):
         self.type = of.parts[part].type
 
     def dataset(self, trace: Trace) -> Dataset:
+        """Return this part of the product."""
         return CrossPart(cast(Cross, self._of.dataset(trace)), self._part)
 
 
@@ -179,4 +184,5 @@ class ConcatCollection(Collection):
         self.parts = parts
 
     def dataset(self, trace: Trace) -> Dataset:
+        """Return the parts' datasets in a row."""
         return Concat(tuple(part.dataset(trace) for part in self.parts))

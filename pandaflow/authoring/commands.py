@@ -26,6 +26,7 @@ class CommandTask(Task):
         self.__doc__ = f"Run {function.text}"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Note a call; outside of a workflow a command cannot be called."""
         if ACTIVE.get() is None:
             raise WorkflowError(
                 f"command {self.name!r} runs as jobs: call it inside a @pf.workflow function"

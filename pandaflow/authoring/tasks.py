@@ -64,6 +64,7 @@ class Task:
         return f"<task {self.name}{': ' + text if text else ''}>"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Note a call in the workflow that is being written, or just call the function."""
         trace = ACTIVE.get()
         if trace is not None:
             return self._note(trace, args, kwargs)

@@ -90,7 +90,7 @@ def _frames(source: SourceCollection) -> bytes:
     for index, item in enumerate(source.items or ()):
         try:
             frames.append(cloudpickle.dumps(item))
-        except Exception as error:  # noqa: BLE001 - whatever the user's __reduce__ raises
+        except Exception as error:  # whatever the user's __reduce__ raises
             raise WorkflowError(
                 f"item {index} of {source.spec.name} cannot be serialized: {error}"
             ) from error
@@ -166,9 +166,10 @@ def shape_of(value: Any, trace: Trace, name: str) -> ResultShape:
 
 
 def serialize(value: Any, task: str, parts: tuple[Any, ...]) -> bytes:
+    """Pickle ``value`` for jobs; on failure name which of its ``parts`` is to blame."""
     try:
         return cast(bytes, cloudpickle.dumps(value))
-    except Exception as error:  # noqa: BLE001 - whatever a user's object raises when pickled
+    except Exception as error:  # whatever a user's object raises when pickled
         culprit = _culprit(parts) or "an argument"
         raise WorkflowError(
             f"task {task!r}: {culprit} cannot be serialized ({type(error).__name__}: {error}); "

@@ -1,0 +1,1 @@
+"""Conformance kits for those who write stores and executors."""

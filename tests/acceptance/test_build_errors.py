@@ -86,7 +86,7 @@ def test_said_when_built(make: Any, words: list[str]) -> None:
 def test_missing_files_are_named() -> None:
     with pytest.raises(pf.DataError, match="nowhere"):
         pf.files("/nowhere/*.root")
-    with pytest.raises(pf.DataError, match="/nowhere/x.root does not exist"):
+    with pytest.raises(pf.DataError, match=r"/nowhere/x\.root does not exist"):
         pf.files(["/nowhere/x.root"])
 
 
@@ -100,7 +100,7 @@ def test_wrong_arguments_of_a_workflow() -> None:
 
 
 def test_a_dataset_outside_of_a_workflow() -> None:
-    with pytest.raises(pf.WorkflowError, match="@pf.workflow"):
+    with pytest.raises(pf.WorkflowError, match=r"@pf\.workflow"):
         one(pf.items([1]))
 
 
@@ -119,7 +119,7 @@ def test_unknown_executor(store: str) -> None:
     wf = built(lambda: one.options(executor="grid")(1))
     with pytest.raises(pf.WorkflowError, match="'one' asks for executor 'grid'"):
         wf.run(executor="sync", store=store)
-    with pytest.raises(pf.WorkflowError, match="pf.executors.Local"):
+    with pytest.raises(pf.WorkflowError, match=r"pf\.executors\.Local"):
         built(lambda: one(1)).run(executor="nonsense", store=store)
 
 

@@ -52,7 +52,8 @@ def unpicklable(x):
 @pf.workflow
 def broken(n):
     numbers = pf.items(range(n))
-    return flaky(numbers), segfault(numbers), hungry(numbers), endless(numbers), unpicklable(numbers)
+    tasks = (flaky, segfault, hungry, endless, unpicklable)
+    return tuple(task(numbers) for task in tasks)
 
 
 def test_each_is_reported_under_its_own_job(processes: Any, store: str) -> None:

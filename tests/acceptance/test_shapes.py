@@ -121,7 +121,7 @@ def test_networkx_graph() -> None:
     graph = chain(10).graph
     assert list(graph.successors("double")) == ["group"]
     assert graph.nodes["group"]["jobs"] == 4
-    with pytest.raises(Exception, match="[Ff]rozen"):
+    with pytest.raises(Exception, match=r"[Ff]rozen"):
         graph.add_node("more")
 
 

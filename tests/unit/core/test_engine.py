@@ -9,8 +9,16 @@ import pytest
 import pandaflow as pf
 from pandaflow.core import commands as cmd
 from pandaflow.core import events as ev
-from pandaflow.core.model import Failure, Resources, Retry, Source, SourceSpec, TaskSpec
-from pandaflow.core.model import Input, WorkflowSpec
+from pandaflow.core.model import (
+    Failure,
+    Input,
+    Resources,
+    Retry,
+    Source,
+    SourceSpec,
+    TaskSpec,
+    WorkflowSpec,
+)
 from pandaflow.testing.engine import Outcome, World
 
 
