@@ -72,6 +72,7 @@ bench: $(STAMPS)/dev
 
 docs: $(STAMPS)/demo
 	$(PY) docs/make_states.py
+	$(PY) docs/make_cli.py
 
 # Only pins: no paths, no indexes, not the project itself.
 lock: $(STAMPS)/dev

@@ -99,6 +99,7 @@ class Binding:
         self._readers: dict[int, int] = defaultdict(int)
         self._held: dict[int, tuple[int, Jobs]] = {}
         self._bad_news: deque[tuple[TaskRun, Jobs]] = deque()
+        self._just_ended: deque[TaskRun] = deque()
         self.next_bundle = 1
         self._active: list[TaskRun] = []
         self._order: list[TaskRun] = []
@@ -185,6 +186,7 @@ class Binding:
         if task.terminal:
             self._active.remove(task)
             self._order.remove(task)
+            self._just_ended.append(task)
 
     def _consumers_of(self, task: TaskRun) -> list[TaskRun]:
         """Return the tasks that read a task's outputs, by way of choices and loops too."""

@@ -130,6 +130,7 @@ class Engine(Emission):
             for task in list(self._active):
                 changed = self._bind(task) or changed
                 changed = self._judge(task) or changed
+            changed = self._follow_ends() or changed
         for task in self._active:
             task.due(self._now)
 
@@ -444,30 +445,34 @@ class Engine(Emission):
         for piece in task.table.jobs_in(_WAITING):
             self._close(task, piece, reason)
 
-    def _sweep(self, task: TaskRun) -> bool:
+    def _sweep(self, task: TaskRun) -> None:
         """See that no job of a task that has ended waits: nobody would ever send it."""
-        if not task.terminal or not any(task.table.counts[code] for code in _WAITING):
-            return False
-        self._withdraw(task, f"{task.spec.name} is {task.status}")
-        return True
+        if task.terminal and any(task.table.counts[code] for code in _WAITING):
+            self._withdraw(task, f"{task.spec.name} is {task.status}")
 
     # --- verdicts -----------------------------------------------------------------------
 
     def _judge(self, task: TaskRun) -> bool:
         """End a task whose jobs have all ended. Return whether anything changed."""
-        if task.terminal:
-            return self._sweep(task)
-        if task.chunks is None:
+        if task.terminal or task.chunks is None:
             return False
         if not task.closed or task.table.terminal() < task.n:
             return self._judge_scouts(task)
         finish, reason = self._verdict_of(task)
         self._move_task(task, finish, reason)
-        for consumer in self._consumers_of(task):
-            for blocked in consumer.table.jobs_in((BLOCKED,)):
-                for job in blocked:
-                    self._reconsider(consumer, job)
         return True
+
+    def _follow_ends(self) -> bool:
+        """Draw the conclusions of tasks that have just ended. Return whether any had."""
+        ended = bool(self._just_ended)
+        while self._just_ended:
+            task = self._just_ended.popleft()
+            self._sweep(task)
+            for consumer in self._consumers_of(task):
+                for blocked in consumer.table.jobs_in((BLOCKED,)):
+                    for job in blocked:
+                        self._reconsider(consumer, job)
+        return ended
 
     def _verdict_of(self, task: TaskRun) -> tuple[TaskStatus, str]:
         counts = task.table.counts
