@@ -328,14 +328,14 @@ class Run:
         if isinstance(event, RetryRequested) and event.restart and event.task is not None:
             engine.check_restart(event.task)
 
-    def tell(self, kind: str, body: Mapping[str, Any]) -> None:
+    def _request(self, kind: str, body: Mapping[str, Any]) -> None:
         """Leave a request for whoever drives the run."""
         self._store.request(self.id, kind, {**body, "by": _me()})
         if self._runner is not None:
             self._runner.wake()
 
     def _ask(self, kind: str, body: Mapping[str, Any]) -> None:
-        self.tell(kind, body)
+        self._request(kind, body)
         if self._runner is not None:
             return
         if not self._driven() and kind in ("cancel", "pause", "resume"):
@@ -502,7 +502,7 @@ class RunStream:
         mine = [r["body"] for r in waiting if r["body"]["source"] == found[0].id]
         self.closed = self.closed or any(body["closed"] for body in mine)
         sent = n + sum(body["count"] for body in mine)
-        self._feed = feeder(run._results(), run.tell, found[0].id, sent)
+        self._feed = feeder(run._results(), run._request, found[0].id, sent)
 
     def append(self, *values: Any) -> None:
         """Add items; they are durable when this returns."""

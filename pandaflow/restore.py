@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pandaflow.core.binding import LoopRun
 from pandaflow.core.datasets import Size, size
 from pandaflow.core.engine import Engine
-from pandaflow.core.errors import WorkflowError
 from pandaflow.core.jobtable import QUEUED, JobTable
 from pandaflow.core.model import compact
 from pandaflow.core.status import JOB_CODE, JOB_LIVE, JobStatus, RunStatus, TaskStatus
@@ -102,31 +101,27 @@ def _bind_all(engine: Engine, rows: Mapping[int, TaskState]) -> None:
 
 
 def _rebind(engine: Engine, task: TaskRun, row: TaskState) -> bool:
-    if task.terminal and not row.closed and task.n >= row.n:
-        return False  # it ended while its inputs were still open, and grew no more
     before = (task.n, task.closed, task.chunks is None)
-    if not task.closed and engine._guards_hold(task):
-        _recut(engine, task)
     if task.terminal and not row.closed:
-        _cut_back(task, row)
+        _recut_part(engine, task, row)
+    elif not task.closed and engine._guards_hold(task):
+        engine._cut(task)
     return (task.n, task.closed, task.chunks is None) != before
 
 
-def _recut(engine: Engine, task: TaskRun) -> None:
-    try:
-        engine._cut(task)
-    except WorkflowError:  # inputs of unequal length: it had failed when that was found out
-        n = min(size(engine, slot.dataset).n for slot in task.mapped)
-        engine._cut_open(task, n, closed=False)
-
-
-def _cut_back(task: TaskRun, row: TaskState) -> None:
-    """Forget jobs for items that came when the task had ended."""
-    bounds = task.bounds
-    del bounds.bounds[row.n + 1 :]
-    task.table = JobTable(task.spec.name)
-    task.table.grow(row.n, JOB_CODE[task.initial])
-    task.closed = False
+def _recut_part(engine: Engine, task: TaskRun, row: TaskState) -> None:
+    """Cut what a task had cut when it ended, while its inputs were still open."""
+    sizes = [size(engine, slot.dataset) for slot in task.mapped]
+    known = bool(sizes) and all(one.known for one in sizes)
+    if not (known and engine._guards_hold(task) and engine._others_known(task)):
+        return
+    if task.chunks is not None and task.n >= row.n:
+        return
+    engine._cut_open(task, min(one.n for one in sizes), closed=False)
+    if task.chunks is not None:
+        del task.bounds.bounds[row.n + 1 :]
+        task.table = JobTable(task.spec.name)
+        task.table.grow(row.n, JOB_CODE[task.initial])
 
 
 def _settle_loops(engine: Engine) -> bool:

@@ -378,7 +378,7 @@ class Workflow:
         from pandaflow.data.feed import feeder
 
         for source, stream in self._trace.streams.items():
-            stream.connect(feeder(run._results(), run.tell, source, stream.sent), stream.sent)
+            stream.connect(feeder(run._results(), run._request, source, stream.sent), stream.sent)
 
 
 def _attend(run: Run, view: Any) -> None:

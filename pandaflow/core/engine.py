@@ -688,6 +688,8 @@ class Engine(Emission):
     def _can_retry(self, task: TaskRun, event: ev.RetryRequested) -> bool:
         if not task.terminal or self._guarded_out(task):
             return False
+        if task.spec.scatters and self.ended(task.spec.id) and not event.restart:
+            return False  # its items are complete to those who read them
         return task.chunks is None or not task.closed or bool(self._again_jobs(task, event))
 
     def _retry_task(self, task: TaskRun, event: ev.RetryRequested) -> None:

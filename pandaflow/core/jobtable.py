@@ -52,6 +52,7 @@ def _class(codes: Iterable[int], *, negate: bool = False) -> re.Pattern[bytes]:
 
 LIVE_CODES = tuple(JOB_CODE[status] for status in JOB_LIVE)
 TERMINAL_CODES = tuple(JOB_CODE[status] for status in JOB_TERMINAL)
+_PLACED = frozenset((*LIVE_CODES, FINISHED))
 FRESH = _class((PENDING, READY))
 NOT_FRESH = _class((PENDING, READY), negate=True)
 #: What a job whose value exists, or is being made, is not.
@@ -119,6 +120,8 @@ class JobTable:
                 self.counts[state[job]] -= 1
                 state[job] = finish
         self.counts[finish] += len(jobs)
+        if finish not in _PLACED:
+            self.place(jobs, -1)
 
     def place(self, jobs: Jobs, bundle: int) -> None:
         """Note the bundle of jobs."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pandaflow.core.bundle import BundleValues
-from pandaflow.core.errors import WorkflowError
+from pandaflow.core.errors import DataError, WorkflowError
 from pandaflow.core.events import BundleLost, BundleStarted, SlotsChanged
 from pandaflow.data.results import ResultStore
 from pandaflow.executors import payload as payloads
@@ -106,7 +106,11 @@ class CallerSession:
             bundle = assignment.emit.bundle
             if bundle in self._dropped:
                 continue
-            deps = [self._value(need, location) for need, location in assignment.deps]
+            try:
+                deps = [self._value(need, location) for need, location in assignment.deps]
+            except DataError as error:
+                self._report(BundleLost(time.time(), bundle, str(error)))
+                continue
             self._values[bundle] = payloads.run_bundle(
                 assignment.spec,
                 assignment.code,

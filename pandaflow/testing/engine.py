@@ -342,7 +342,7 @@ class World:
             Reports of bundles that had ended, which the driver never read.
         """
         restored = restore(self.ledger.state())
-        problems = differences(self.engine, restored, self.ledger)
+        problems = differences(self.engine, restored)
         assert not problems, "\n".join(problems)
         self.engine = restored
         if self._shadow is not None:

@@ -21,22 +21,18 @@ from pandaflow.ports import BundleState, RunState, TaskState
 __all__ = ["Ledger", "differences"]
 
 _J = JobStatus
+_IDLE = (_J.READY, _J.PENDING)
 
 
 @dataclass(slots=True)
 class JobRow:
-    """A job to which something happened.
-
-    ``handed_back``: its last attempt never came to an end of its own, and its number is used
-    again.
-    """
+    """A job to which something happened; ``attempt``: those that ended, and the live one."""
 
     status: JobStatus
     attempt: int = 0
     bundle: int | None = None
     not_before: float = 0.0
     retried: int = 0
-    handed_back: bool = False
     failures: list[tuple[int, bool]] = field(default_factory=list)
 
 
@@ -189,7 +185,7 @@ class Ledger:
             assert row.status is record.start, f"a job is {row.status}: {record}"
             assert row.attempt <= record.attempt, f"a job is at attempt {row.attempt}: {record}"
             row.status, row.attempt, row.bundle = _J.SENT, record.attempt, record.bundle
-            row.handed_back, row.not_before = False, 0.0
+            row.not_before = 0.0
         self._bundles[record.bundle] = BundleState(
             record.bundle, record.task, record.jobs, record.attempt, record.executor
         )
@@ -226,9 +222,8 @@ class Ledger:
         row.status, row.not_before = record.finish, record.not_before
         if record.start in JOB_TERMINAL:
             row.retried = row.attempt
-        if record.start in JOB_LIVE:
-            back = record.finish in (_J.READY, _J.PENDING)
-            row.handed_back = back and not record.attempt
+        if record.start in JOB_LIVE and record.finish in _IDLE and not record.attempt:
+            row.attempt -= 1  # handed back: the number is used again
         if record.failure is not None and record.attempt:
             row.failures.append((record.attempt, record.failure.charged))
 
@@ -250,23 +245,17 @@ class Ledger:
 # --- restoring ------------------------------------------------------------------------------
 
 
-def differences(live: Engine, restored: Engine, ledger: Ledger) -> list[str]:
+def differences(live: Engine, restored: Engine) -> list[str]:
     """Tell in what a restored engine differs from the one that wrote the ledger.
 
     What is learnt again by itself (measured durations, bundle limits, what is worth keeping in
-    memory) is not compared. A job that was handed back may get a new attempt number.
+    memory) is not compared.
     """
     found = list(_compare("the run", _of_run(live), _of_run(restored)))
     if live.tasks.keys() != restored.tasks.keys():
         return [*found, f"tasks: {sorted(live.tasks)} / {sorted(restored.tasks)}"]
     for number, task in live.tasks.items():
-        row = ledger.tasks[number]
-        expected = _of_task(task)
-        expected["attempts"] = [
-            row.jobs[job].attempt if job in row.jobs and row.jobs[job].handed_back else ended
-            for job, ended in enumerate(task.table.ended)
-        ]
-        found += _compare(task.spec.name, expected, _of_task(restored.tasks[number]))
+        found += _compare(task.spec.name, _of_task(task), _of_task(restored.tasks[number]))
     return found
 
 

@@ -1,0 +1,529 @@
+"""Conformance kit for executors: subclass it, give it an ``executor`` fixture, run pytest.
+
+Examples
+--------
+>>> class TestMyExecutor(ExecutorTests):
+...     @pytest.fixture(scope="class")
+...     @classmethod
+...     def executor(cls):
+...         return MyExecutor("the-site")
+
+Half of the tests open sessions and hand out bundles themselves (:class:`Probe`), the other half
+run workflows. The results and the state store lie in the test's temporary folder, which the
+executor's workers must be able to reach.
+"""
+
+# ruff: noqa: D102 - a test's name says what it shows
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import cloudpickle
+import pytest
+
+import pandaflow as pf
+from pandaflow.core.bundle import BundleSpec, SourceSlice
+from pandaflow.core.chunking import Fixed
+from pandaflow.core.commands import EmitBundle
+from pandaflow.core.events import BundleEnded, BundleLost, BundleStarted, Event, SlotsChanged
+from pandaflow.core.model import Input, Output, Resources, Source
+from pandaflow.core.template import Payload, Slot
+from pandaflow.data.results import ResultStore
+from pandaflow.ports import Assignment, Executor
+from pandaflow.testing import payloads
+
+__all__ = ["ExecutorTests", "Probe"]
+
+#: Seconds after which a test gives up waiting; no measure of speed.
+PATIENCE = 30.0
+
+
+class Probe:
+    """A session of an executor, and all that it reported.
+
+    Parameters
+    ----------
+    executor : Executor
+    folder : Path
+        For the run's results.
+    run : str, optional
+        Go on with this run.
+    """
+
+    def __init__(self, executor: Executor, folder: Path, run: str = "") -> None:
+        self.run = run or f"probe-{uuid4().hex[:8]}"
+        self.results = ResultStore(f"{folder}/{self.run}")
+        self.events: list[Event] = []
+        self._news = threading.Condition()
+        self._given: dict[int, Assignment] = {}
+        self.session = executor.open(self.run, self.results.url, self._hear)
+        self.at_once = len(self.events)
+
+    def _hear(self, event: Event) -> None:
+        with self._news:
+            self.events.append(event)
+            self._news.notify_all()
+
+    # --- giving -------------------------------------------------------------------------------
+
+    def bundle(
+        self, number: int, function: Callable[..., Any], items: Sequence[Any], **changes: Any
+    ) -> Assignment:
+        """Describe a bundle with a job for each of ``items``; ``changes`` go to its spec."""
+        spec = BundleSpec(
+            run=self.run,
+            bundle=number,
+            task=0,
+            name="probe",
+            token=function.__name__,
+            kind="function",
+            jobs=range(len(items)),
+            attempt=1,
+            lists=False,
+            inputs=(Input(Source(0)),),
+            chunks=Fixed(len(items)),
+            sources={0: SourceSlice(0, tuple(items))},
+            results=self.results.url,
+        )
+        return self._assignment(replace(spec, **changes), function, ())
+
+    def dependent(
+        self, number: int, function: Callable[..., Any], upstream: Assignment, place: str = ""
+    ) -> Assignment:
+        """Describe a bundle that maps over the values of another; ``place`` if it has ended."""
+        jobs = upstream.spec.jobs
+        given = self.bundle(
+            number,
+            function,
+            jobs,
+            task=1,
+            inputs=(Input(Output(0)),),
+            sources={},
+            outputs={0: (0,)},
+            names={0: "probe"},
+        )
+        return self._assignment(given.spec, function, ((upstream.emit.bundle, place),))
+
+    def _assignment(
+        self, spec: BundleSpec, function: Callable[..., Any], deps: tuple[tuple[int, str], ...]
+    ) -> Assignment:
+        emit = EmitBundle(
+            bundle=spec.bundle,
+            task=spec.task,
+            jobs=spec.jobs,
+            attempt=spec.attempt,
+            executor="",
+            resources=spec.resources or Resources(),
+            needs=tuple(need for need, _ in deps),
+            join=spec.join,
+            priority=(0, spec.task, 0),
+        )
+        code = cloudpickle.dumps(Payload(function, (Slot(0),)))
+        return Assignment(emit, spec, f"payload-{function.__name__}", code, deps)
+
+    def submit(self, *assignments: Assignment) -> None:
+        """Hand out bundles in one slice."""
+        self._given |= {given.emit.bundle: given for given in assignments}
+        self.session.submit(assignments)
+
+    # --- hearing ------------------------------------------------------------------------------
+
+    def of(self, bundle: int) -> list[Event]:
+        """Return what was reported about a bundle, in order."""
+        with self._news:
+            return [event for event in self.events if getattr(event, "bundle", None) == bundle]
+
+    def end(self, bundle: int) -> BundleEnded | BundleLost:
+        """Wait for a bundle's end."""
+        kinds = BundleEnded | BundleLost
+        self.until(lambda: any(isinstance(event, kinds) for event in self.of(bundle)))
+        return next(event for event in self.of(bundle) if isinstance(event, kinds))
+
+    def ended(self, bundle: int) -> BundleEnded:
+        """Wait for a bundle's report."""
+        event = self.end(bundle)
+        assert isinstance(event, BundleEnded), f"bundle {bundle} was lost: {event.reason}"
+        return event
+
+    def started(self, bundle: int) -> None:
+        """Wait until a bundle has begun."""
+        self.until(lambda: any(isinstance(event, BundleStarted) for event in self.of(bundle)))
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something to become true."""
+        deadline = time.monotonic() + PATIENCE
+        with self._news:
+            while not condition():
+                assert time.monotonic() < deadline, f"it did not happen; heard: {self.events}"
+                self._news.wait(0.05)
+
+    def values(self, bundle: int) -> list[Any]:
+        """Return what a bundle left in the result store."""
+        return self.results.load(self.ended(bundle).location).values
+
+
+def still(path: Path, seconds: float = 0.4) -> bool:
+    """Tell whether a file stops growing; what is under way may end first."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        size = path.stat().st_size
+        time.sleep(seconds)
+        if path.stat().st_size == size:
+            return True
+    return False
+
+
+class SessionTests:
+    """What a session must do. The subclass brings a fixture ``executor``."""
+
+    #: ``submit`` returns before the bundles have run (else there is nothing to cancel).
+    asynchronous = True
+    #: A worker is a process of its own: a payload may end it, and the run goes on.
+    survives_death = False
+    #: A bundle that takes too long returns what it has.
+    detaches = True
+
+    @pytest.fixture
+    def probe(self, executor: Executor, tmp_path: Path) -> Iterator[Probe]:
+        """A session of the test's own."""
+        probe = Probe(executor, tmp_path)
+        yield probe
+        probe.session.close(kill=True)
+
+    # --- outcomes -------------------------------------------------------------------------------
+
+    def test_slots_are_reported_before_anything_else(self, probe: Probe) -> None:
+        assert probe.at_once >= 1
+        first = probe.events[0]
+        assert isinstance(first, SlotsChanged)
+        assert first.executor == ""
+        probe.until(
+            lambda: any(isinstance(event, SlotsChanged) and event.slots for event in probe.events)
+        )
+
+    def test_mixed_bundle(self, probe: Probe) -> None:
+        probe.submit(probe.bundle(1, payloads.fate, [1, "raise", "unpicklable", "skip", "x"]))
+        report = probe.ended(1)
+        assert {p: failure.kind for p, failure in report.failures.items()} == {
+            1: "exception",
+            2: "unserializable",
+        }
+        assert report.failures[1].type == "ValueError"
+        assert report.failures[1].message == "ValueError: told to raise"
+        assert "told to raise" in report.failures[1].traceback
+        assert report.skipped == {3: "told to skip"}
+        assert (report.blocked, report.unstarted, report.detached) == ({}, (), None)
+        assert len(report.wall) == len(report.cpu) == 5
+        values = probe.values(1)
+        assert (values[0], values[4]) == (1, "x")
+
+    def test_order_of_events(self, probe: Probe) -> None:
+        probe.submit(*(probe.bundle(n, payloads.double, range(3)) for n in range(1, 6)))
+        for number in range(1, 6):
+            assert probe.ended(number).bundle == number
+            kinds = [type(event) for event in probe.of(number)]
+            assert kinds[0] is BundleStarted
+            assert kinds.index(BundleEnded) == len(kinds) - 1
+            (started, *_) = (e for e in probe.of(number) if isinstance(e, BundleStarted))
+            assert started.at <= probe.ended(number).at
+            assert probe.ended(number).worker
+
+    def test_values_are_stored_before_the_report(self, probe: Probe) -> None:
+        probe.submit(probe.bundle(1, payloads.double, [1, 2]))
+        report = probe.ended(1)
+        assert report.location
+        assert probe.results.load(report.location).values == [2, 4]
+
+    def test_code_that_cannot_be_loaded_fails_the_jobs(self, probe: Probe) -> None:
+        given = probe.bundle(1, payloads.double, [1, 2])
+        probe.submit(replace(given, payload="broken", code=b"no pickle"))
+        report = probe.ended(1)
+        assert sorted(report.failures) == [0, 1]
+
+    def test_prints_are_kept_job_by_job(self, probe: Probe) -> None:
+        probe.submit(probe.bundle(1, payloads.say, ["a", "b"]))
+        report = probe.ended(1)
+        assert probe.results.read_log(1, report.logs[0]) == "payload says a\n"
+        assert probe.results.read_log(1, report.logs[1]) == "payload says b\n"
+
+    # --- dependencies -----------------------------------------------------------------------------
+
+    def test_dependency_in_the_same_slice(self, probe: Probe) -> None:
+        first = probe.bundle(1, payloads.double, [1, 2])
+        probe.submit(first, probe.dependent(2, payloads.double, first))
+        assert probe.values(2) == [4, 8]
+
+    def test_dependency_in_flight_from_an_earlier_slice(self, probe: Probe) -> None:
+        first = probe.bundle(1, payloads.nap, [0.3])
+        probe.submit(first)
+        probe.submit(probe.dependent(2, payloads.double, first))
+        assert probe.values(2) == [0.6]
+
+    def test_dependency_from_the_store(self, executor: Executor, tmp_path: Path) -> None:
+        earlier = Probe(executor, tmp_path)
+        first = earlier.bundle(1, payloads.double, [1, 2])
+        earlier.submit(first)
+        place = earlier.ended(1).location
+        earlier.session.close()
+        later = Probe(executor, tmp_path, earlier.run)
+        later.submit(later.dependent(2, payloads.double, first, place))
+        assert later.values(2) == [4, 8]
+        later.session.close()
+
+    def test_released_values_are_read_from_the_store(self, probe: Probe) -> None:
+        first = probe.bundle(1, payloads.double, [1, 2])
+        probe.submit(first)
+        place = probe.ended(1).location
+        probe.session.release([1])
+        probe.session.release([1, 99])
+        probe.submit(probe.dependent(2, payloads.double, first, place))
+        assert probe.values(2) == [4, 8]
+
+    def test_values_that_are_gone_are_reported(self, probe: Probe) -> None:
+        gone = probe.bundle(1, payloads.double, [1])
+        probe.submit(probe.dependent(2, payloads.double, gone, probe.results.place(1)))
+        assert isinstance(probe.end(2), BundleLost)
+
+    def test_dependents_of_failed_jobs_are_blocked(self, probe: Probe) -> None:
+        first = probe.bundle(1, payloads.fate, ["raise", 5])
+        probe.submit(first, probe.dependent(2, payloads.double, first))
+        report = probe.ended(2)
+        assert list(report.blocked) == [0]
+        assert "probe[0]" in report.blocked[0]
+        assert probe.values(2)[1] == 10
+
+    # --- stopping -------------------------------------------------------------------------------
+
+    def test_cancel_of_a_running_bundle_stops_its_payload(
+        self, probe: Probe, tmp_path: Path
+    ) -> None:
+        self._only_asynchronous()
+        beat = tmp_path / "beat"
+        probe.submit(probe.bundle(1, payloads.heartbeat, [str(beat)]))
+        probe.until(beat.exists)
+        probe.session.cancel([1])
+        assert still(beat)
+        probe.submit(probe.bundle(2, payloads.double, [1]))  # the slot is free again
+        assert probe.values(2) == [2]
+
+    def test_cancel_the_moment_a_bundle_begins(self, probe: Probe, tmp_path: Path) -> None:
+        self._only_asynchronous()
+        beats = [tmp_path / f"beat{n}" for n in range(20)]
+        for number, beat in enumerate(beats, 1):
+            probe.submit(probe.bundle(number, payloads.heartbeat, [str(beat)]))
+            probe.started(number)
+            probe.session.cancel([number])
+        assert all(still(beat, 0.1) for beat in beats if beat.exists())
+
+    def test_cancel_of_a_waiting_bundle_keeps_it_from_running(
+        self, probe: Probe, tmp_path: Path
+    ) -> None:
+        self._only_asynchronous()
+        gate = tmp_path / "gate"
+        first = probe.bundle(1, payloads.wait_for, [str(gate)])
+        waiting = probe.dependent(2, payloads.touch, first)
+        probe.submit(first, waiting, probe.dependent(3, payloads.double, first))
+        probe.started(1)
+        probe.session.cancel([2])
+        gate.touch()
+        assert probe.values(3) == [2 * str(gate)]
+        assert not any(isinstance(event, BundleStarted) for event in probe.of(2))
+
+    def test_dependents_of_a_cancelled_bundle_come_to_an_end(
+        self, probe: Probe, tmp_path: Path
+    ) -> None:
+        self._only_asynchronous()
+        first = probe.bundle(1, payloads.wait_for, [str(tmp_path / "never")])
+        probe.submit(first, probe.dependent(2, payloads.double, first))
+        probe.started(1)
+        probe.session.cancel([1])
+        event = probe.end(2)
+        if isinstance(event, BundleLost):
+            assert not event.charged, "nobody's job is to blame"
+        else:
+            assert list(event.blocked) == [0]
+
+    def test_cancel_of_what_nobody_knows(self, probe: Probe) -> None:
+        probe.session.cancel([77])
+        probe.submit(probe.bundle(1, payloads.double, [1]))
+        assert probe.values(1) == [2]
+        probe.session.cancel([1])
+
+    def test_close_with_kill_leaves_nothing_running(
+        self, executor: Executor, tmp_path: Path
+    ) -> None:
+        self._only_asynchronous()
+        probe, beat = Probe(executor, tmp_path), tmp_path / "beat"
+        first = probe.bundle(1, payloads.heartbeat, [str(beat)])
+        probe.submit(first, probe.dependent(2, payloads.touch, first))
+        probe.until(beat.exists)
+        probe.session.close(kill=True)
+        size = beat.stat().st_size
+        time.sleep(0.3)
+        assert beat.stat().st_size == size, "none runs when close returns"
+        probe.session.close(kill=True)
+
+    def test_others_work_on_after_a_kill(self, executor: Executor, tmp_path: Path) -> None:
+        first, second = Probe(executor, tmp_path), Probe(executor, tmp_path)
+        if self.asynchronous:
+            first.submit(first.bundle(1, payloads.nap, [payloads.LONGEST]))
+            first.started(1)
+        first.session.close(kill=True)
+        second.submit(second.bundle(1, payloads.double, [4]))
+        assert second.values(1) == [8]
+        second.session.close()
+
+    def test_two_runs_at_once_do_not_mix(self, executor: Executor, tmp_path: Path) -> None:
+        one, two = Probe(executor, tmp_path), Probe(executor, tmp_path)
+        one.submit(*(one.bundle(n, payloads.double, [n]) for n in range(1, 5)))
+        two.submit(*(two.bundle(n, payloads.double, [10 * n]) for n in range(1, 5)))
+        assert [one.values(n) for n in range(1, 5)] == [[2], [4], [6], [8]]
+        assert [two.values(n) for n in range(1, 5)] == [[20], [40], [60], [80]]
+        one.session.close()
+        two.submit(two.bundle(5, payloads.double, [1]))
+        assert two.values(5) == [2]
+        two.session.close()
+
+    # --- patience and loss ------------------------------------------------------------------------
+
+    def test_slow_job_is_detached_and_joined(self, probe: Probe) -> None:
+        if not self.detaches:
+            pytest.skip("its bundles take as long as they take")
+        probe.submit(probe.bundle(1, payloads.nap, [0.0, 1.5, 0.0], seconds=0.2))
+        report = probe.ended(1)
+        assert (report.detached, report.unstarted) == (1, (2,))
+        probe.submit(
+            probe.bundle(2, payloads.nap, [1.5], jobs=range(1, 2), chunks=Fixed(3), join=1)
+        )
+        joined = probe.ended(2)
+        assert joined.failures == {}
+        assert probe.values(2) == [1.5]
+
+    def test_cancel_of_a_join_stops_the_job(self, probe: Probe, tmp_path: Path) -> None:
+        if not self.detaches:
+            pytest.skip("its bundles take as long as they take")
+        beat = tmp_path / "beat"
+        items = [str(beat), str(tmp_path / "other")]
+        probe.submit(probe.bundle(1, payloads.heartbeat, items, seconds=0.2))
+        assert probe.ended(1).detached == 0
+        probe.submit(probe.bundle(2, payloads.heartbeat, items[:1], chunks=Fixed(2), join=1))
+        probe.started(2)
+        probe.session.cancel([2])
+        assert still(beat)
+
+    def test_death_of_a_worker_is_reported_with_the_position(self, probe: Probe) -> None:
+        if not self.survives_death:
+            pytest.skip("its workers are not processes that may die")
+        probe.submit(probe.bundle(1, payloads.die, ["fine", "die", "fine"]))
+        event = probe.end(1)
+        assert isinstance(event, BundleLost)
+        assert (event.position, event.charged) == (1, True)
+        probe.submit(probe.bundle(2, payloads.double, [1]))
+        assert probe.values(2) == [2]
+
+    def _only_asynchronous(self) -> None:
+        if not self.asynchronous:
+            pytest.skip("a bundle has run when submit returns")
+
+
+class RunTests:
+    """Whole runs. The subclass brings a fixture ``executor``."""
+
+    asynchronous = True
+    survives_death = False
+
+    def test_failures_retries_and_logs(self, executor: Any, tmp_path: Path) -> None:
+        once = pf.task(payloads.fail_once).options(retries=1)
+        bad = pf.task(payloads.fate).options(name="bad")
+        told = pf.task(payloads.say).options(name="told")
+
+        @pf.workflow
+        def flow() -> Any:
+            first = once(pf.items([str(tmp_path / name) for name in "abc"]))
+            return first, bad(pf.items([1, "raise"])), told(pf.items(["hello"]))
+
+        run = flow().run(executor=executor, store=_store(tmp_path))
+        assert run.status == "failed"
+        with pytest.raises(pf.RunFailed, match="told to raise"):
+            run.result()
+        attempts = [job["attempt"] for job in run.jobs(task="fail_once")]
+        assert attempts == [2, 2, 2]
+        assert run.logs("told[0]") == "payload says hello\n"
+
+    def test_values_travel_through_stages(self, executor: Any, tmp_path: Path) -> None:
+        twice = pf.task(payloads.double)
+        summed = pf.task(payloads.total).options(items_per_job=10)
+        merged = pf.task(payloads.total).options(n_jobs=1, name="merged")
+        lists = pf.task(payloads.listed)
+
+        @pf.workflow
+        def flow(n: int) -> Any:
+            chunks = summed(twice(pf.items(range(n))))
+            return merged(chunks), merged.options(name="flat")(pf.scatter(lists(chunks)))
+
+        run = flow(30).run(executor=executor, store=_store(tmp_path))
+        chunks = [2 * sum(range(k, k + 10)) for k in (0, 10, 20)]
+        assert run.result() == (sum(chunks), sum(sum(range(c)) for c in chunks))
+
+    def test_cancel_stops_everything(self, executor: Any, tmp_path: Path) -> None:
+        if not self.asynchronous:
+            pytest.skip("a bundle has run when submit returns")
+        beats = [tmp_path / name for name in "ab"]
+        beat = pf.task(payloads.heartbeat)
+        after = pf.task(payloads.touch)
+
+        @pf.workflow
+        def flow() -> Any:
+            return after(beat(pf.items([str(path) for path in beats])))
+
+        run = flow().submit(executor=executor, store=_store(tmp_path))
+        deadline = time.monotonic() + PATIENCE
+        while not any(path.exists() for path in beats):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        run.cancel()
+        assert run.wait(PATIENCE) == "aborted"
+        assert all(still(path) for path in beats if path.exists())
+
+    def test_two_runs_at_once(self, executor: Any, tmp_path: Path) -> None:
+        nap = pf.task(payloads.nap)
+        merged = pf.task(payloads.total).options(n_jobs=1)
+
+        @pf.workflow
+        def flow(seconds: float) -> Any:
+            return merged(nap(pf.items([seconds] * 4)))
+
+        runs = [
+            flow(seconds).submit(executor=executor, store=_store(tmp_path))
+            for seconds in (0.05, 0.1)
+        ]
+        results = [run.result(timeout=PATIENCE) for run in runs]
+        assert results == [pytest.approx(0.2), pytest.approx(0.4)]
+
+    def test_poisonous_job_is_singled_out(self, executor: Any, tmp_path: Path) -> None:
+        if not self.survives_death:
+            pytest.skip("its workers are not processes that may die")
+        deadly = pf.task(payloads.die)
+
+        @pf.workflow
+        def flow() -> Any:
+            return deadly(pf.items(["fine"] * 5 + ["die"] + ["fine"] * 5))
+
+        run = flow().run(executor=executor, store=_store(tmp_path))
+        assert [job["index"] for job in run.jobs(status="failed")] == [5]
+        assert run.result(partial=True)[:5] == ["fine"] * 5
+
+
+class ExecutorTests(SessionTests, RunTests):
+    """What every executor must do. The subclass brings a fixture ``executor``."""
+
+
+def _store(folder: Path) -> str:
+    return f"sqlite:///{folder}/store.db"
