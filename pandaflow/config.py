@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pandaflow.core.errors import WorkflowError
-from pandaflow.core.model import parse_seconds
+from pandaflow.core.quantities import parse_seconds
 
 PREFIX = "PANDAFLOW_"
 DEFAULT_STORE = "sqlite:///.pandaflow/pandaflow.db"

@@ -14,9 +14,8 @@ from pandaflow.core.model import (
     Resources,
     Retry,
     SplitRule,
-    parse_bytes,
-    parse_seconds,
 )
+from pandaflow.core.quantities import parse_bytes, parse_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping
 
-from pandaflow.core.binding import LoopRun
 from pandaflow.core.datasets import Size, size
 from pandaflow.core.engine import Engine
 from pandaflow.core.jobtable import QUEUED, JobTable
+from pandaflow.core.loops import LoopRun
 from pandaflow.core.model import compact
 from pandaflow.core.status import JOB_CODE, JOB_LIVE, JobStatus, RunStatus, TaskStatus
 from pandaflow.core.taskrun import BundleRun, TaskRun

@@ -138,11 +138,9 @@ class Runner:
         """Handle events: conclude, commit, carry out."""
         if not events and not self._done:
             return
-        try:
-            commands = engine.handle(events)
-        except WorkflowError as error:  # a wish that cannot be granted changes nothing
-            logger.warning("%s: %s", self._run, error)
-            commands = []
+        commands = engine.handle(events)
+        for reason in engine.refused:
+            logger.warning("%s: refused: %s", self._run, reason)
         records, actions = _divide(commands)
         # Stopping needs no record to be safe, and people wait for it.
         self._cancel([action for action in actions if isinstance(action, cmd.CancelBundle)])

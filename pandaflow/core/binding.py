@@ -1,8 +1,8 @@
-"""From datasets to jobs: when a task's inputs are known, how many jobs it has, who waits for whom.
+"""From datasets to jobs: when inputs are known, how many jobs there are, who waits for whom.
 
 One idea serves everything dynamic: a task's inputs are a dataset that may still be open.
-Partial chaining, streams, scattered lists, conditions and loops all come down to :meth:`Binding._bind`,
-which is the one job generator.
+Partial chaining, streams, scattered lists, conditions and loops all come down to
+:meth:`Binding._bind`, which is the one job generator.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Literal
 
 from pandaflow.core import chunking
@@ -38,17 +37,14 @@ from pandaflow.core.jobtable import (
     PENDING,
     READY,
 )
+from pandaflow.core.loops import LoopRun, Renaming, read_by
 from pandaflow.core.model import (
     Choice,
-    Concat,
-    Cross,
-    CrossPart,
     Dataset,
     File,
     Input,
     Jobs,
     LoopEnd,
-    LoopSpec,
     Output,
     Scattered,
     Source,
@@ -60,24 +56,6 @@ from pandaflow.core.taskrun import BundleRun, TaskRun
 
 _SUCCEEDED = (TaskStatus.DONE, TaskStatus.FINISHED)
 Verdict = Literal["go", "wait", "close", "excuse"]
-
-
-@dataclass(slots=True, eq=False)
-class LoopRun:
-    """A loop while it runs."""
-
-    spec: LoopSpec
-    iteration: int = -1
-    gate: int | None = None
-    tasks: tuple[int, ...] = ()
-    current: Dataset | None = None
-    result: Dataset | None = None
-    dead: bool = False
-
-    @property
-    def reads(self) -> list[Dataset]:
-        """What its next iteration reads: its state, and what its body takes from outside."""
-        return [self.current or self.spec.state, *_body_reads(self.spec)]
 
 
 class Binding:
@@ -157,7 +135,7 @@ class Binding:
 
     def _subscribe(self, task: TaskRun) -> None:
         """Note a task as a consumer of those that it reads or waits for."""
-        for maker in {m for dataset in _read_by(task.spec) for m in self._makers(dataset)}:
+        for maker in {m for dataset in read_by(task.spec) for m in self._makers(dataset)}:
             if task.spec.id not in self.tasks[maker].consumers:
                 self.tasks[maker].consumers.append(task.spec.id)
             task.depth = max(task.depth, self.tasks[maker].depth + 1)
@@ -173,9 +151,7 @@ class Binding:
     def _reorder(self) -> None:
         """Put the tasks that may have something to do in order: priority, then deepest first."""
         self._active = [task for task in self.tasks.values() if not task.terminal]
-        self._order = sorted(
-            self._active, key=lambda t: (-t.spec.priority, -t.depth, t.spec.id)
-        )
+        self._order = sorted(self._active, key=lambda t: (-t.spec.priority, -t.depth, t.spec.id))
 
     def _move_task(self, task: TaskRun, finish: TaskStatus, reason: str = "") -> None:
         start = task.status
@@ -381,7 +357,9 @@ class Binding:
             for upstream in task.spec.edges[job]:
                 yield task.spec.id, upstream, upstream + 1, False
 
-    def _reading(self, consumer: TaskRun, number: int, lo: int, hi: int) -> Iterator[tuple[int, int]]:
+    def _reading(
+        self, consumer: TaskRun, number: int, lo: int, hi: int
+    ) -> Iterator[tuple[int, int]]:
         """Yield ranges of jobs of ``consumer`` that read the jobs ``[lo, hi)`` of a task."""
         if consumer.chunks is None:
             return
@@ -409,9 +387,10 @@ class Binding:
         return "go"
 
     def _passed(self, dataset: Dataset) -> Verdict:
-        """Judge whether all that makes a dataset has succeeded; branches not taken do not count."""
+        """Judge whether all that makes a dataset has succeeded, branches not taken apart."""
         for atom in atoms(dataset):
-            decided, verdict = resolve(self, atom), "go"
+            decided = resolve(self, atom)
+            verdict: Verdict = "go"
             if decided is None:
                 verdict = "close" if self._dead_atom(atom) else "wait"
             elif isinstance(decided, Output | Scattered):
@@ -425,7 +404,7 @@ class Binding:
         return "go"
 
     def _evaluate(self, task: TaskRun, job: int) -> tuple[Verdict, str]:
-        """Judge one job: can it go, must it wait, or will it never run?"""
+        """Judge one job: it can go, must wait, or will never run."""
         barrier = self._barrier(task)
         if barrier != "go":
             return barrier, "a task it must come after did not succeed"
@@ -459,9 +438,7 @@ class Binding:
                 return "wait", ""
         return "go", ""
 
-    def _tolerate(
-        self, upstream: TaskRun, gone: list[range], lenient: bool
-    ) -> tuple[Verdict, str]:
+    def _tolerate(self, upstream: TaskRun, gone: list[range], lenient: bool) -> tuple[Verdict, str]:
         """Judge whether a job may go without the outputs of the jobs ``gone``."""
         name = upstream.spec.name
         culprit = next((j for piece in gone for j in piece if j not in upstream.excused), None)
@@ -539,9 +516,9 @@ class Binding:
         first = len(self.tasks)
         number = {spec.id: first + k for k, spec in enumerate(loop.spec.body)}
         inner = {spec.id: len(self._loops) + k for k, spec in enumerate(loop.spec.loops)}
-        names = _Renaming(number, inner, {loop.spec.state_id: state})
-        for spec in loop.spec.loops:
-            self._loops[inner[spec.id]] = LoopRun(names.loop(spec, loop.iteration))
+        names = Renaming(number, inner, {loop.spec.state_id: state})
+        for nested in loop.spec.loops:
+            self._loops[inner[nested.id]] = LoopRun(names.loop(nested, loop.iteration))
         for spec in loop.spec.body:
             made = names.task(spec, (loop.spec.id, loop.iteration))
             self._add(made)
@@ -551,7 +528,7 @@ class Binding:
         loop.current = names.dataset(loop.spec.result)
         # Who reads a loop's end reads, by way of it, whatever its last iteration made.
         for task in self.tasks.values():
-            if any(True for dataset in _read_by(task.spec) for _ in loops_in(dataset)):
+            if any(True for dataset in read_by(task.spec) for _ in loops_in(dataset)):
                 self._subscribe(task)
         self._reorder()
 
@@ -573,81 +550,3 @@ class Binding:
             self.tasks[gate].terminal and self.tasks[gate].truth is not wanted
             for gate, wanted in loop.spec.guards
         )
-
-
-def _read_by(spec: TaskSpec) -> list[Dataset]:
-    """Return all datasets that a task reads or waits for."""
-    return [*(slot.dataset for slot in spec.inputs), *spec.after]
-
-
-def _body_reads(loop: LoopSpec) -> list[Dataset]:
-    inner = [dataset for one in loop.loops for dataset in (one.state, *_body_reads(one))]
-    return [*(dataset for spec in loop.body for dataset in _read_by(spec)), *inner]
-
-
-@dataclass(frozen=True, slots=True)
-class _Renaming:
-    """From a loop's template to the tasks of one iteration."""
-
-    tasks: dict[int, int]
-    loops: dict[int, int]
-    states: dict[int, Dataset]
-
-    def dataset(self, dataset: Dataset) -> Dataset:
-        match dataset:
-            case Source(id=source):
-                return self.states.get(source, dataset)
-            case Output(task=task):
-                return Output(self.tasks.get(task, task))
-            case Scattered(task=task):
-                return Scattered(self.tasks.get(task, task))
-            case Cross(parts=parts):
-                return Cross(tuple(self.dataset(part) for part in parts))
-            case CrossPart(cross=cross, part=part):
-                inner = self.dataset(cross)
-                assert isinstance(inner, Cross)
-                return CrossPart(inner, part)
-            case Concat(parts=parts):
-                return Concat(tuple(self.dataset(part) for part in parts))
-            case Choice(gate=gate, then=then, otherwise=otherwise):
-                new = self.tasks.get(gate, gate)
-                return Choice(new, self.dataset(then), self.dataset(otherwise))
-            case LoopEnd(loop=loop):
-                return LoopEnd(self.loops.get(loop, loop))
-
-    def _guards(self, guards: tuple[tuple[int, bool], ...]) -> tuple[tuple[int, bool], ...]:
-        return tuple((self.tasks.get(gate, gate), wanted) for gate, wanted in guards)
-
-    def task(self, spec: TaskSpec, iteration: tuple[int, int]) -> TaskSpec:
-        return replace(
-            spec,
-            id=self.tasks[spec.id],
-            name=f"{spec.name}@{iteration[1]}",
-            inputs=tuple(replace(s, dataset=self.dataset(s.dataset)) for s in spec.inputs),
-            after=tuple(self.dataset(barrier) for barrier in spec.after),
-            guards=self._guards(spec.guards),
-            iteration=iteration,
-        )
-
-    def loop(self, spec: LoopSpec, iteration: int) -> LoopSpec:
-        """Rename what an inner loop reads from outside; its own template stays."""
-        return replace(
-            spec,
-            id=self.loops.get(spec.id, spec.id),
-            name=f"{spec.name}@{iteration}",
-            state=self.dataset(spec.state),
-            result=self.dataset(spec.result),
-            loops=tuple(self.loop(inner, iteration) for inner in spec.loops),
-            body=tuple(
-                replace(
-                    inner,
-                    name=f"{inner.name}@{iteration}",
-                    inputs=tuple(replace(s, dataset=self.dataset(s.dataset)) for s in inner.inputs),
-                    after=tuple(self.dataset(barrier) for barrier in inner.after),
-                    guards=self._guards(inner.guards),
-                )
-                for inner in spec.body
-            ),
-            guards=self._guards(spec.guards),
-        )
-

@@ -204,31 +204,37 @@ def _component(world: World, cross: Cross, part: int, lo: int, hi: int) -> list[
     return [(a, b + 1)] if a <= b else [(a, length), (0, b + 1)]
 
 
-def readers(world: World, dataset: Dataset, task: int, lo: int, hi: int) -> Iterator[tuple[int, int]]:
+def readers(
+    world: World, dataset: Dataset, task: int, lo: int, hi: int
+) -> Iterator[tuple[int, int]]:
     """Yield ranges of items of ``dataset`` that are made of the jobs ``[lo, hi)`` of ``task``."""
     match dataset:
-        case Output(task=maker):
-            if maker == task:
-                yield lo, hi
-        case Scattered(task=maker):
-            if maker == task:
-                yield from _brought(world.arrivals(task), lo, hi)
+        case Output(task=maker) if maker == task:
+            yield lo, hi
+        case Scattered(task=maker) if maker == task:
+            yield from _brought(world.arrivals(task), lo, hi)
         case Cross(parts=parts):
             for part in range(len(parts)):
                 yield from readers(world, CrossPart(dataset, part), task, lo, hi)
         case CrossPart(cross=cross, part=part):
             for a, b in readers(world, cross.parts[part], task, lo, hi):
                 yield from _repeats(world, cross, part, a, b)
-        case Concat(parts=parts):
-            start = 0
-            for inner in parts:
-                for a, b in readers(world, inner, task, lo, hi):
-                    yield a + start, b + start
-                start += size(world, inner).n
+        case Concat():
+            yield from _readers_in_row(world, dataset, task, lo, hi)
         case Choice() | LoopEnd():
             decided = resolve(world, dataset)
             if decided is not None:
                 yield from readers(world, decided, task, lo, hi)
+
+
+def _readers_in_row(
+    world: World, row: Concat, task: int, lo: int, hi: int
+) -> Iterator[tuple[int, int]]:
+    start = 0
+    for inner in row.parts:
+        for a, b in readers(world, inner, task, lo, hi):
+            yield a + start, b + start
+        start += size(world, inner).n
 
 
 def _brought(arrivals: Arrivals, lo: int, hi: int) -> Iterator[tuple[int, int]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pandaflow.core import commands as cmd
-from pandaflow.core.binding import Binding
 from pandaflow.core.jobtable import (
     BLOCKED,
     CANCELLED,
@@ -25,6 +24,7 @@ from pandaflow.core.jobtable import (
     SENT,
 )
 from pandaflow.core.model import Jobs, Output, Resources, compact
+from pandaflow.core.moves import Moves
 from pandaflow.core.sizing import MAX_JOBS, MAX_OUTSTANDING, bundle_size, refill_below, window
 from pandaflow.core.status import JobStatus, RunStatus, TaskStatus
 from pandaflow.core.taskrun import BundleRun, TaskRun
@@ -42,7 +42,7 @@ class Pick:
     resources: Resources
 
 
-class Emission(Binding):
+class Emission(Moves):
     """Picks and sends bundles."""
 
     def _emit(self) -> None:

@@ -53,6 +53,8 @@ def _class(codes: Iterable[int], *, negate: bool = False) -> re.Pattern[bytes]:
 LIVE_CODES = tuple(JOB_CODE[status] for status in JOB_LIVE)
 TERMINAL_CODES = tuple(JOB_CODE[status] for status in JOB_TERMINAL)
 _PLACED = frozenset((*LIVE_CODES, FINISHED))
+#: States of jobs that no executor has and that may still run.
+WAITING_CODES = (PENDING, READY, BLOCKED, QUEUED)
 FRESH = _class((PENDING, READY))
 NOT_FRESH = _class((PENDING, READY), negate=True)
 #: What a job whose value exists, or is being made, is not.
@@ -107,9 +109,11 @@ class JobTable:
         state = self.state
         if isinstance(jobs, range) and len(jobs) > 1:
             piece = state[jobs.start : jobs.stop]
-            for start in set(piece):
+            starts = set(piece)
+            for start in starts:
                 if (start, finish) not in _LEGAL:
                     self._refuse(jobs.start + piece.index(start), start, finish)
+            for start in starts:
                 self.counts[start] -= piece.count(start)
             state[jobs.start : jobs.stop] = bytes((finish,)) * len(piece)
         else:

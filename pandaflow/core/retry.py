@@ -59,8 +59,16 @@ def decide(
         limit = rule.max_attempts - 1
     if charged > limit:
         return GiveUp(failure.message)
-    delay = min(retry.max_delay, retry.delay * retry.factor ** (charged - 1))
+    delay = back_off(retry, charged)
     return Again(delay, escalated(failure, retry, resources, rule), failure.message)
+
+
+def back_off(retry: Retry, charged: int) -> float:
+    """Return the seconds to wait after so many failures."""
+    try:
+        return min(retry.max_delay, retry.delay * float(retry.factor) ** (charged - 1))
+    except OverflowError:
+        return retry.max_delay
 
 
 def escalated(

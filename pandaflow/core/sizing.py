@@ -49,7 +49,9 @@ class Pace:
         if not walls:
             return
         mean = max(math.fsum(walls) / len(walls), 1e-7)
-        weight = 1.0 if not self.measured else max(_WEIGHT, len(walls) / (self.measured + len(walls)))
+        weight = (
+            1.0 if not self.measured else max(_WEIGHT, len(walls) / (self.measured + len(walls)))
+        )
         self.mean += weight * (mean - self.mean)
         self.measured += len(walls)
 

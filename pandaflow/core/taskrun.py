@@ -128,7 +128,9 @@ class TaskRun:
 
     def resources(self, job: int) -> Resources:
         """Return what a job asks for now."""
-        return self.overrides.get(job, self.spec.resources) if self.overrides else self.spec.resources
+        return (
+            self.overrides.get(job, self.spec.resources) if self.overrides else self.spec.resources
+        )
 
     def end_attempts(self, jobs: Jobs, start: JobStatus) -> None:
         """Count attempts that end without success, where jobs in the state ``start`` have one."""

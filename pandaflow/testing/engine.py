@@ -329,9 +329,7 @@ class World:
         """Ask to try again."""
         self.tell(ev.RetryRequested(at=self._tick(), task=task, **changes))
 
-    def restart(
-        self, finished: Sequence[int] = (), late: Sequence[ev.BundleEnded] = ()
-    ) -> None:
+    def restart(self, finished: Sequence[int] = (), late: Sequence[ev.BundleEnded] = ()) -> None:
         """Let the driver die and another go on.
 
         Parameters

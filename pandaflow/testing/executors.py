@@ -13,8 +13,6 @@ run workflows. The results and the state store lie in the test's temporary folde
 executor's workers must be able to reach.
 """
 
-# ruff: noqa: D102 - a test's name says what it shows
-
 from __future__ import annotations
 
 import threading

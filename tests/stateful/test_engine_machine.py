@@ -231,7 +231,9 @@ class EngineMachine(RuleBasedStateMachine):
         size = len(emit.jobs)
         fates = st.sampled_from(["ok", "ok", "ok", "fail", "lost", "skip", "unstarted", "detach"])
         drawn = data.draw(st.lists(fates, min_size=size, max_size=size))
-        fail: dict[int, str | Failure] = {p: "bad" for p, fate in enumerate(drawn) if fate == "fail"}
+        fail: dict[int, str | Failure] = {
+            p: "bad" for p, fate in enumerate(drawn) if fate == "fail"
+        }
         for position, fate in enumerate(drawn):
             if fate == "lost":
                 fail[position] = Failure(kind="lost", message="its process died", charged=False)

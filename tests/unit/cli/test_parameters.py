@@ -132,7 +132,11 @@ def test_a_parameter_of_unknown_type_reads_literals(text: str, expected: object)
     assert parameters.value(text) == expected
 
 
-@given(st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.lists(st.integers())))
+@given(
+    st.one_of(
+        st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.lists(st.integers())
+    )
+)
 def test_literals_survive(value: object) -> None:
     assert parameters.literal(repr(value)) == value
 

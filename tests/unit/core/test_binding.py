@@ -267,7 +267,9 @@ def test_input_that_is_decided_later() -> None:
 
 def test_condition_that_fails() -> None:
     def flow():
-        return total(pf.when(inc.options(name="cond")(0), inc(pf.items([1])), double(pf.items([2]))))
+        return total(
+            pf.when(inc.options(name="cond")(0), inc(pf.items([1])), double(pf.items([2])))
+        )
 
     world = World.of(flow).play(failing("cond"))
     assert world.engine.status == "failed"

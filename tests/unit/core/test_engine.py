@@ -495,7 +495,11 @@ def test_cancel_a_task() -> None:
     assert world.states("inc") == ["cancelled"] * 4
     assert world.states("double") == ["closed"] * 4
     assert world.states("other") == ["finished"] * 2
-    assert [world.task(n).status for n in ("inc", "double", "other")] == ["aborted", "failed", "done"]
+    assert [world.task(n).status for n in ("inc", "double", "other")] == [
+        "aborted",
+        "failed",
+        "done",
+    ]
 
 
 def test_cancelled_task_of_a_stream_takes_no_more_items() -> None:
@@ -526,7 +530,7 @@ def listed(n):
 
 def test_pause_takes_back_what_has_not_begun() -> None:
     world = World.of(chain, 6)
-    first, second = world.runnable()[:2]
+    first = world.runnable()[0]
     world.begin(first)
     world.pause()
     assert list(world.given) == [first]

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from pandaflow.core.errors import WorkflowError
 from pandaflow.core.model import (
-    Deferred,
     File,
     Output,
     Resources,
@@ -23,10 +22,9 @@ from pandaflow.core.model import (
     SplitRule,
     TaskSpec,
     compact,
-    parse_bytes,
-    parse_seconds,
     runs_of,
 )
+from pandaflow.core.quantities import parse_bytes, parse_seconds
 
 ascending = st.sets(st.integers(0, 60), max_size=40).map(sorted)
 
@@ -190,7 +188,6 @@ def test_specs_are_frozen_values() -> None:
     assert Source(1) == Source(1) != Output(1)
     assert len({Source(1), Source(1), Output(1)}) == 2
     assert Retry(retries=2) == Retry(retries=2)
-    assert Deferred("no slot").reason == "no slot"
 
 
 def test_a_changed_task_is_a_copy() -> None:
