@@ -103,8 +103,14 @@ class Run:
     # --- looking ------------------------------------------------------------------------
 
     def summary(self) -> dict[str, Any]:
-        """Return the run with its tasks and counts as plain values."""
-        return self._reader.run(self.id)
+        """Return the run with its tasks and counts as plain values.
+
+        In the process that drives the run also ``slots``, and how many are ``busy``.
+        """
+        summary = self._reader.run(self.id)
+        if self._runner is not None:
+            summary["slots"], summary["busy"] = self._runner.usage()
+        return summary
 
     @property
     def name(self) -> str:
@@ -118,8 +124,8 @@ class Run:
 
     @property
     def tasks(self) -> list[dict[str, Any]]:
-        """Tasks with state and counts of their jobs."""
-        return [task for task in self.summary()["tasks"] if not task["internal"]]
+        """Tasks with state and counts of their jobs; each is a dict that notebooks draw."""
+        return [TaskView(task) for task in self.summary()["tasks"] if not task["internal"]]
 
     def jobs(
         self, task: str | None = None, status: str | None = None, limit: int | None = None
@@ -484,6 +490,15 @@ class Run:
         from pandaflow.display.html import run_html
 
         return run_html(self.summary())
+
+
+class TaskView(dict[str, Any]):
+    """A task of a run as a plain dict, with a picture of its jobs for notebooks."""
+
+    def _repr_html_(self) -> str:
+        from pandaflow.display.html import task_html
+
+        return task_html(self)
 
 
 class RunStream:

@@ -89,7 +89,8 @@ class Runner:
         self._done: list[int] = []
         self._wake_at = float("inf")
         self._renewed = 0.0
-        self._ended: set[int] = set()
+        self._running = 0
+        self._known_slots: dict[str, int] = {}
 
     # --- the loop -----------------------------------------------------------------------
 
@@ -124,6 +125,11 @@ class Runner:
         finally:
             self._close(kill=False)
 
+    def usage(self) -> tuple[int, int]:
+        """Return slots known, and bundles that run in them. Thread-safe."""
+        slots = sum(self._known_slots.values())
+        return slots, min(slots, self._running)
+
     def stop(self) -> None:
         """Make :meth:`drive` return soon, leaving the run to be resumed. Thread-safe."""
         self._stop.set()
@@ -142,6 +148,7 @@ class Runner:
         for reason in engine.refused:
             logger.warning("%s: refused: %s", self._run, reason)
         records, actions = _divide(commands)
+        self._running = sum(bundle.started for bundle in engine.bundles_in_flight())
         # Stopping needs no record to be safe, and people wait for it.
         self._cancel([action for action in actions if isinstance(action, cmd.CancelBundle)])
         if records or self._done:
@@ -208,7 +215,6 @@ class Runner:
         self._results = ResultStore(state.results)
         sources: dict[int, SourceSpec] = {source.id: source for source in state.spec.sources}
         self._items = StoredItems(sources, self._results)
-        self._ended = {bundle.id for bundle in state.bundles if bundle.location}
         self._code = lru_cache(maxsize=64)(self._results.get)
         engine = Engine(state.spec) if _is_new(state) else restore(state)
         if self._executors:
@@ -234,7 +240,6 @@ class Runner:
     def _open_sessions(self, engine: Engine) -> None:
         wanted = {task.spec.executor for task in engine.tasks.values()}
         default = next(iter(self._executors))
-        self._known_slots: dict[str, int] = {}
         for name, executor in self._executors.items():
             if name in wanted or (name == default):
                 report = self._reporter(name)

@@ -49,6 +49,13 @@ class Task:
         """
         return type(self)(self.function, change(self._options, changes))
 
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        lines = (self.__doc__ or "").strip().splitlines()
+        first = f"<br><i>{escape(lines[0])}</i>" if lines else ""
+        return f"<code>{escape(repr(self))}</code>{first}"
+
     def __repr__(self) -> str:
         o = self._options
         said = {

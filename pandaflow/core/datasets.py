@@ -250,6 +250,8 @@ def _repeats(world: World, cross: Cross, part: int, lo: int, hi: int) -> Iterato
     if part == 0:
         yield lo * stride, min(hi * stride, total)
         return
+    if not total:
+        return  # another part is empty, and so is the block
     for start in range(0, total, block):
         yield start + lo * stride, start + hi * stride
 

@@ -91,7 +91,10 @@ class Emission(Moves):
             pick = self._pick_queued(task, slots)
             if pick is not None:
                 return pick
-        return self._pick_fresh(task, slots)
+        pick = self._pick_fresh(task, slots)
+        if pick is None and task.queue:  # it goes without inputs that will never exist
+            pick = self._pick_queued(task, slots)
+        return pick
 
     def _put_back(self, task: TaskRun, pick: Pick) -> None:
         if task.table.state[pick.jobs[0]] == QUEUED:

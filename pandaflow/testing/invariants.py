@@ -83,7 +83,8 @@ def _ended(engine: Engine) -> Iterator[str]:
 
 def _stands_still(engine: Engine) -> Iterator[str]:
     """A run with nothing in flight waits for something: a stream, a time or a slot."""
-    if engine.bundles_in_flight() or not all(engine._slots.values()):
+    slots = engine._slots.values()
+    if engine.bundles_in_flight() or not slots or not all(slots):
         return
     if all(size.closed for size in engine._sources.values()):
         if not any(task.backoff for task in engine.tasks.values()):

@@ -353,6 +353,9 @@ def test_logs_reproduce_and_pictures(tmp_path: Path, processes: Any, store: str)
     assert "<svg" in run.timeline()._repr_svg_()
     assert "talk" in run._repr_html_()
     assert "<svg" in talking()._repr_html_()
+    assert "talk" in run.tasks[0]["name"] + run.tasks[1]["name"]
+    assert "<" in run.tasks[0]._repr_html_()
+    assert "task talk" in talk._repr_html_()
     assert "3 items" in pf.items([1, 2, 3])._repr_html_()
 
 
