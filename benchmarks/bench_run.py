@@ -239,7 +239,7 @@ def random_dag(nodes: int, seed: int) -> tuple[dict[str, Any], float, float]:
 def makespan(folder: Path) -> Iterator[Row]:
     """100 ms jobs on a random DAG against max(critical path, work / slots)."""
     executor = pf.executors.Local(workers=2, threads=4)
-    nodes, critical, work = random_dag(400, seed=7)
+    nodes, critical, work = random_dag(800, seed=7)
 
     @pf.workflow
     def dag() -> Any:
@@ -249,7 +249,7 @@ def makespan(folder: Path) -> Iterator[Row]:
     spent = run_of(dag(), executor, folder)
     bound = max(critical, work / 8)
     yield Row(
-        "makespan, 400 jobs of 100 ms on a random DAG, 8 slots",
+        "makespan, 800 jobs of 100 ms on a random DAG, 8 slots",
         f"{spent.wall:.2f} s",
         f"lower bound {bound:.2f} s",
         f"{spent.wall / bound:.2f}",

@@ -8,6 +8,7 @@ report (the runner adopts what finished meanwhile and declares the rest lost).
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Mapping
 
 from pandaflow.core.datasets import Size, size
@@ -122,6 +123,9 @@ def _recut_part(engine: Engine, task: TaskRun, row: TaskState) -> None:
         del task.bounds.bounds[row.n + 1 :]
         task.table = JobTable(task.spec.name)
         task.table.grow(row.n, JOB_CODE[task.initial])
+        arrivals = engine._lists_of(task)
+        if arrivals is not None:
+            task.cut_at = bisect_left(arrivals.starts, task.bounds.bounds[-1])
 
 
 def _settle_loops(engine: Engine) -> bool:

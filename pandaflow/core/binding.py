@@ -188,17 +188,17 @@ class Binding:
             if self._guarded_out(task):
                 self._move_task(task, TaskStatus.ABORTED, "its branch was not taken")
                 return True
+        try:
+            if self._guards_hold(task) and self._cut(task):
+                return True
+        except WorkflowError as error:
+            self._move_task(task, TaskStatus.FAILED, str(error))
+            return True
         dead = self._dead(task)
         if dead and task.table.terminal() == task.n:
             self._move_task(task, TaskStatus.FAILED, dead)
             return True
-        if not self._guards_hold(task):
-            return False
-        try:
-            return self._cut(task)
-        except WorkflowError as error:
-            self._move_task(task, TaskStatus.FAILED, str(error))
-            return True
+        return False
 
     def _guarded_out(self, task: TaskRun) -> bool:
         return any(

@@ -59,7 +59,8 @@ class Arrivals:
         if hi <= lo:
             return []
         first, last = bisect_right(self.starts, lo) - 1, bisect_right(self.starts, hi - 1) - 1
-        return sorted(set(self.jobs[first : last + 1]))
+        starts = self.starts
+        return sorted({self.jobs[k] for k in range(first, last + 1) if starts[k] < starts[k + 1]})
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ DATASETS: st.SearchStrategy[Dataset] = st.recursive(
         | st.lists(inner, min_size=2, max_size=3).map(lambda parts: Cross(tuple(parts)))
     ),
     max_leaves=5,
-)
+).filter(lambda dataset: size(WORLD, dataset).n <= 500)  # the naive walk visits each item
 
 
 def walk(dataset: Dataset) -> list[frozenset[tuple[object, int]]]:
@@ -199,7 +199,7 @@ def test_arrivals() -> None:
     assert came.n == 5
     assert [came.locate(item) for item in range(5)] == [(3, 0), (3, 1), (1, 0), (1, 1), (1, 2)]
     assert came.jobs_of(0, 2) == [3]
-    assert set(came.jobs_of(1, 3)) >= {1, 3}
+    assert came.jobs_of(1, 3) == [1, 3]
     assert came.jobs_of(2, 2) == []
 
 
