@@ -12,10 +12,7 @@ from typing import Any
 
 from pandaflow.core.bundle import BundleSpec, BundleValues, Missing
 from pandaflow.executors import payload as payloads
-
-#: Bundles that must not begin here any more: Dask may have given them to this worker before it
-#: heard of the cancellation. Kept until their run ends.
-_cancelled: set[tuple[str, int]] = set()
+from pandaflow.executors.supervise import is_cancelled
 
 #: Set in worker processes that PandaFlow starts for itself: they may end to stop a job.
 OWN_WORKER = "PANDAFLOW_WORKER"
@@ -26,7 +23,7 @@ def run_node(spec: BundleSpec, topic: str, payload: bytes, *deps: BundleValues) 
     from distributed import get_worker
 
     worker = get_worker()
-    if (spec.run, spec.bundle) in _cancelled:
+    if is_cancelled(spec.run, spec.bundle):
         return BundleValues(spec.jobs, [Missing("cancelled")] * len(spec.jobs))
     return payloads.run_bundle(
         spec,
@@ -49,7 +46,6 @@ def load_node(results: str, location: str) -> BundleValues:
 
 async def cancel_on_worker(run: str, bundles: list[int]) -> None:
     """Stop bundles on this worker; the scheduler calls it in the worker's event loop."""
-    _cancelled.update((run, bundle) for bundle in bundles)
     for bundle in bundles:
         payloads.cancel(run, bundle)
 
@@ -57,7 +53,6 @@ async def cancel_on_worker(run: str, bundles: list[int]) -> None:
 async def forget_on_worker(run: str) -> None:
     """Drop what this worker keeps for a run that has ended."""
     payloads.forget(run)
-    _cancelled.difference_update([pair for pair in _cancelled if pair[0] == run])
 
 
 def _expendable(worker: Any) -> bool:

@@ -216,6 +216,8 @@ class Left:
 
 # Bundles belong to the process: cancel() comes from another thread, a join from a later call.
 _live: dict[tuple[str, int], Track] = {}
+#: Bundles that must not begin here: Dask may have sent them before it heard of the cancellation.
+_cancelled: set[tuple[str, int]] = set()
 _left: dict[tuple[str, int], Left] = {}
 
 
@@ -223,6 +225,8 @@ _left: dict[tuple[str, int], Left] = {}
 def enlisted(run: str, bundle: int, track: Track) -> Iterator[None]:
     """Make a bundle known to :func:`cancel` while it runs here."""
     _live[run, bundle] = track
+    if is_cancelled(run, bundle):  # between the report that it began and this line
+        track.halt = track.cancelled = True
     try:
         yield
     except BaseException:  # ctrl-C, or a mistake of ours: do not leave the payload alone
@@ -251,6 +255,7 @@ def cancel(run: str, bundle: int) -> bool:
     bool
         Whether this process had it.
     """
+    _cancelled.add((run, bundle))
     track = _live.get((run, bundle))
     if track is not None:
         track.halt = track.cancelled = True
@@ -264,10 +269,16 @@ def cancel(run: str, bundle: int) -> bool:
     return True
 
 
+def is_cancelled(run: str, bundle: int) -> bool:
+    """Return whether :func:`cancel` was called for a bundle, of this process or not."""
+    return (run, bundle) in _cancelled
+
+
 def forget(run: str) -> None:
     """Stop and forget whatever jobs of a run were left running and never joined."""
     for key in [key for key in _left if key[0] == run]:
         cancel(*key)
+    _cancelled.difference_update([key for key in _cancelled if key[0] == run])
 
 
 # --- memory -----------------------------------------------------------------------------
