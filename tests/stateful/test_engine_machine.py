@@ -88,7 +88,19 @@ OPTIONS = st.fixed_dictionaries(
 )
 STEPS = st.tuples(
     st.sampled_from(
-        ["inc", "group", "total", "cross", "scatter", "whole", "after", "loop", "when", "concat"]
+        [
+            "inc",
+            "group",
+            "total",
+            "cross",
+            "scatter",
+            "whole",
+            "after",
+            "loop",
+            "when",
+            "concat",
+            "graph",
+        ]
     ),
     st.integers(0, 100),
     st.integers(0, 100),
@@ -192,6 +204,17 @@ class Plan:
             lambda: double.options(name=f"not-{options['name']}")(stage.collection),
         )
         return Stage(made, [value + 1 if value + 1 else 2 * value], single=True)
+
+    def _graph(self, stage: Stage, other: Stage, options: dict[str, Any]) -> Stage:
+        nodes = {
+            "a": (abs, (-1,)),
+            "b": (max, (pf.ref("a"), 5)),
+            "c": (min, (pf.ref("a"), pf.ref("b"))),
+            "d": (abs, (7,)),
+            "e": (max, (pf.ref("c"), pf.ref("d"))),
+        }
+        made = pf.job_graph(nodes, edges=[("b", "d")], **options)
+        return Stage(made, [1, 5, 1, 7, 7], ordered=False, name=options["name"])
 
     def _concat(self, stage: Stage, other: Stage, options: dict[str, Any]) -> Stage | None:
         if stage.single or other.single or self.stream:
