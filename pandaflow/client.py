@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pandaflow.config import read_settings
@@ -129,9 +130,17 @@ class Run:
 
     def jobs(
         self, task: str | None = None, status: str | None = None, limit: int | None = None
-    ) -> Iterator[dict[str, Any]]:
-        """Yield jobs by task and index, of one task or in one state where asked."""
-        return self._reader.jobs(self.id, task=task, status=status, limit=limit)
+    ) -> JobsView:
+        """Return jobs by task and index, of one task or in one state where asked.
+
+        Raises
+        ------
+        StoreError
+            No task or no state of that name.
+        """
+        view = JobsView(lambda: self._reader.jobs(self.id, task=task, status=status, limit=limit))
+        iter(view)  # refuses a wrong name now, not when somebody begins to iterate
+        return view
 
     def events(self, after: int = 0, follow: bool = False) -> Iterator[dict[str, Any]]:
         """Yield the event log from number ``after`` on; ``follow``: until the run ends."""
@@ -490,6 +499,35 @@ class Run:
         from pandaflow.display.html import run_html
 
         return run_html(self.summary())
+
+
+class JobsView:
+    """Jobs of a run as the store has them now: iterable, with a length, by number.
+
+    Iterating reads row by row, so that a million jobs are no list.
+    """
+
+    def __init__(self, read: Callable[[], Iterator[dict[str, Any]]]) -> None:
+        self._read = read
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self._read()
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __getitem__(self, place: int | slice) -> Any:
+        return list(self)[place]
+
+    def __repr__(self) -> str:
+        shown = [f"{row['task']}[{row['index']}] {row['status']}" for row in islice(self, 11)]
+        more = ", ..." if len(shown) > 10 else ""
+        return f"<jobs: {', '.join(shown[:10]) or 'none'}{more}>"
+
+    def _repr_html_(self) -> str:
+        from pandaflow.display.html import jobs_html
+
+        return jobs_html(list(islice(self, 51)))
 
 
 class TaskView(dict[str, Any]):

@@ -245,3 +245,30 @@ def plan_html(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     title = f'<span style="font-size:15px;font-weight:600">plan of {escape(name)}</span>'
     return f"{_CARD}{title}{_table([*head, ('why', _TEXT)], cells)}</div>"
+
+
+#: Jobs that a table of jobs shows.
+_MOST_JOBS = 50
+
+
+def jobs_html(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return jobs as HTML, the first fifty of them.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        ``task, index, status, attempt, wall, worker, reason`` each.
+    """
+    head = (("job", _TEXT), ("state", _TEXT), ("attempt", _NUMBER), ("wall", _NUMBER))
+    cells = [
+        [
+            f"{escape(str(row['task']))}[{row['index']}]",
+            _pill(str(row["status"])),
+            str(row["attempt"] or "\N{EN DASH}"),
+            "\N{EN DASH}" if row.get("wall") is None else units.duration(row["wall"]),
+            f'<span style="{_DIM}">{escape(units.clip(str(row.get("reason") or ""), 120))}</span>',
+        ]
+        for row in rows[:_MOST_JOBS]
+    ]
+    more = f'<div style="{_DIM}">and more</div>' if len(rows) > _MOST_JOBS else ""
+    return f"{_CARD}{_table((*head, ('', _TEXT)), cells)}{more}</div>"

@@ -355,6 +355,10 @@ def test_logs_reproduce_and_pictures(tmp_path: Path, processes: Any, store: str)
     assert "<svg" in talking()._repr_html_()
     assert "talk" in run.tasks[0]["name"] + run.tasks[1]["name"]
     assert "<" in run.tasks[0]._repr_html_()
+    jobs = run.jobs(task="talk")
+    assert (len(jobs), jobs[1]["status"], jobs[-1]["index"]) == (3, "finished", 2)
+    assert "talk[1]" in repr(jobs)
+    assert "talk[1]" in jobs._repr_html_()
     assert "task talk" in talk._repr_html_()
     assert "3 items" in pf.items([1, 2, 3])._repr_html_()
 
