@@ -109,9 +109,9 @@ class Run:
         In the process that drives the run also ``slots``, and how many are ``busy``.
         """
         summary = self._reader.run(self.id)
-        if self._runner is not None:
-            summary["slots"], summary["busy"] = self._runner.usage()
-        return summary
+        runner = self._runner  # another thread clears it when the run ends
+        slots, busy = runner.usage() if runner is not None else (0, 0)
+        return {**summary, "slots": slots, "busy": busy} if slots else summary
 
     @property
     def name(self) -> str:
@@ -346,8 +346,9 @@ class Run:
     def _request(self, kind: str, body: Mapping[str, Any]) -> None:
         """Leave a request for whoever drives the run."""
         self._store.request(self.id, kind, {**body, "by": _me()})
-        if self._runner is not None:
-            self._runner.wake()
+        runner = self._runner
+        if runner is not None:
+            runner.wake()
 
     def _ask(self, kind: str, body: Mapping[str, Any]) -> None:
         self._request(kind, body)
@@ -491,6 +492,11 @@ class Run:
             view.update(self.summary())
 
     def __repr__(self) -> str:
+        from pandaflow.display.text import run_line
+
+        return f"<{run_line(self.summary())}>"
+
+    def __str__(self) -> str:
         from pandaflow.display.text import run_text
 
         return run_text(self.summary())
