@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pandaflow.config import read_settings
@@ -23,6 +22,7 @@ from pandaflow.core.events import RetryRequested
 from pandaflow.core.status import RUN_TERMINAL, RunStatus, TaskStatus
 from pandaflow.hooks import Transition, transitions
 from pandaflow.places import open_store, pick_executors
+from pandaflow.views import JobsView, RunStream, TaskView
 
 if TYPE_CHECKING:
     from pandaflow.authoring.collections import SourceCollection
@@ -439,7 +439,8 @@ class Run:
         WorkflowError
             The run has no stream of that name, or it is closed.
         """
-        return RunStream(self, name)
+        state, waiting = self._store.state(self.id), self._reader.open_requests(self.id)
+        return RunStream(name, state, waiting, self._results(), self._request)
 
     def stop(self) -> None:
         """Stop driving the run here, leaving it to be resumed."""
@@ -505,78 +506,6 @@ class Run:
         from pandaflow.display.html import run_html
 
         return run_html(self.summary())
-
-
-class JobsView:
-    """Jobs of a run as the store has them now: iterable, with a length, by number.
-
-    Iterating reads row by row, so that a million jobs are no list.
-    """
-
-    def __init__(self, read: Callable[[], Iterator[dict[str, Any]]]) -> None:
-        self._read = read
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self._read()
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __getitem__(self, place: int | slice) -> Any:
-        return list(self)[place]
-
-    def __repr__(self) -> str:
-        shown = [f"{row['task']}[{row['index']}] {row['status']}" for row in islice(self, 11)]
-        more = ", ..." if len(shown) > 10 else ""
-        return f"<jobs: {', '.join(shown[:10]) or 'none'}{more}>"
-
-    def _repr_html_(self) -> str:
-        from pandaflow.display.html import jobs_html
-
-        return jobs_html(list(islice(self, 51)))
-
-
-class TaskView(dict[str, Any]):
-    """A task of a run as a plain dict, with a picture of its jobs for notebooks."""
-
-    def _repr_html_(self) -> str:
-        from pandaflow.display.html import task_html
-
-        return task_html(self)
-
-
-class RunStream:
-    """Feeds a stream of a run through the store, whoever drives it."""
-
-    def __init__(self, run: Run, name: str) -> None:
-        from pandaflow.data.feed import feeder
-
-        state = run._store.state(run.id)
-        found = [s for s in state.spec.sources if s.kind == "stream" and s.name == name]
-        if not found:
-            known = ", ".join(s.name for s in state.spec.sources if s.kind == "stream")
-            raise WorkflowError(f"run {run.id} has no stream {name!r}; it has {known or 'none'}")
-        n, self.closed = state.streams.get(found[0].id, (found[0].n, False))
-        waiting = [r for r in run._reader.open_requests(run.id) if r["kind"] == "append"]
-        mine = [r["body"] for r in waiting if r["body"]["source"] == found[0].id]
-        self.closed = self.closed or any(body["closed"] for body in mine)
-        sent = n + sum(body["count"] for body in mine)
-        self._feed = feeder(run._results(), run._request, found[0].id, sent)
-
-    def append(self, *values: Any) -> None:
-        """Add items; they are durable when this returns."""
-        self._check_open()
-        self._feed(values, False)
-
-    def close(self) -> None:
-        """Say that no more items will come."""
-        self._check_open()
-        self._feed((), True)
-        self.closed = True
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise WorkflowError("the stream is closed")
 
 
 def parse_job(job: JobName) -> tuple[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pandaflow.authoring.trace import Trace
 
 
-class Collection:
+class Collection(ABC):
     """Stands for the items of a dataset while a workflow is written.
 
     Attributes
@@ -39,9 +40,9 @@ class Collection:
         self.label, self.length, self.single = label, length, single
         self.type: Any = UNKNOWN
 
+    @abstractmethod
     def dataset(self, trace: Trace) -> Dataset:
         """Return the dataset within ``trace``."""
-        raise NotImplementedError(type(self).__name__)
 
     def files(self) -> Sequence[File] | None:
         """Return the items, where they are files that are known now."""

@@ -215,55 +215,63 @@ def loop(
         The last state.
     """
     trace = active_trace("pf.loop")
-    if (
-        isinstance(max_iterations, bool)
-        or not isinstance(max_iterations, int)
-        or max_iterations < 1
-    ):
+    if type(max_iterations) is not int or max_iterations < 1:
         raise WorkflowError(f"pf.loop: max_iterations={max_iterations!r} must be at least 1")
     first = state if isinstance(state, Collection) else value_of(state)
-    trace._negative -= 1
-    state_id = trace._negative
     name = trace.unique(f"loop-{name_of(cast(Any, getattr(body, 'function', body)))}")
-    outer = (trace.body, trace.body_loops, trace.guards, trace.prefix)
-    trace.body, trace.body_loops, trace.guards = dict(outer[0] or {}), [], ()
-    before = set(trace.body)
-    try:
-        inner = Placed("state", Source(state_id), length=first.length, single=first.single)
-        result = body(inner)
-        if not isinstance(result, Collection):
-            raise WorkflowError(f"{name}: the body must return the output of a task")
-        if result.single != first.single:
-            kinds = {True: "one value", False: "a collection"}
-            raise WorkflowError(
-                f"{name}: the state begins as {kinds[first.single]} and the body returns "
-                f"{kinds[result.single]}; they must be alike"
-            )
-        test: Any = getattr(until, "function", until)
-        gate = _gate(trace, result, "until", test) if until is not None else None
-        made = {k: v for k, v in trace.body.items() if k not in before}
-        inner_loops = tuple(trace.body_loops)
-        place = result.dataset(trace)
-    finally:
-        trace.body, trace.body_loops, trace.guards, trace.prefix = outer
+    template = _trace_body(trace, name, body, first, until)
+    number = len(trace.loops) if trace.body is None else trace.template_id()
     loops = trace.loops if trace.body is None else trace.body_loops
-    trace._negative -= 1
-    number = len(trace.loops) if trace.body is None else trace._negative
     loops.append(
         LoopSpec(
             id=number,
             name=name,
             state=first.dataset(trace),
-            state_id=state_id,
-            body=tuple(made.values()),
-            loops=inner_loops,
-            gate=gate,
-            result=place,
             max_iterations=max_iterations,
             single=first.single,
             guards=trace.guards,
+            **template,
         )
     )
-    return Placed(
-        name, LoopEnd(number), length=first.length if first.single else None, single=first.single
-    )
+    length = first.length if first.single else None
+    return Placed(name, LoopEnd(number), length=length, single=first.single)
+
+
+def _trace_body(
+    trace: Trace,
+    name: str,
+    body: Callable[[Any], Any],
+    first: Collection,
+    until: Callable[[Any], Any] | None,
+) -> dict[str, Any]:
+    """Call the body once on a stand-in for the state; return the template that it describes."""
+    state_id = trace.template_id()
+    outer = (trace.body, trace.body_loops, trace.guards)
+    trace.body, trace.body_loops, trace.guards = dict(outer[0] or {}), [], ()
+    before = set(trace.body)
+    try:
+        state = Placed("state", Source(state_id), length=first.length, single=first.single)
+        result = body(state)
+        _check_state(name, first, result)
+        test: Any = getattr(until, "function", until)
+        gate = _gate(trace, result, "until", test) if until is not None else None
+        return {
+            "state_id": state_id,
+            "body": tuple(spec for key, spec in trace.body.items() if key not in before),
+            "loops": tuple(trace.body_loops),
+            "gate": gate,
+            "result": result.dataset(trace),
+        }
+    finally:
+        trace.body, trace.body_loops, trace.guards = outer
+
+
+def _check_state(name: str, first: Collection, result: Any) -> None:
+    if not isinstance(result, Collection):
+        raise WorkflowError(f"{name}: the body must return the output of a task")
+    if result.single != first.single:
+        kinds = {True: "one value", False: "a collection"}
+        raise WorkflowError(
+            f"{name}: the state begins as {kinds[first.single]} and the body returns "
+            f"{kinds[result.single]}; they must be alike"
+        )

@@ -42,8 +42,10 @@ class Trace:
 
     def next_id(self) -> int:
         """Return the id of the task to be added."""
-        if self.body is None:
-            return len(self.tasks)
+        return len(self.tasks) if self.body is None else self.template_id()
+
+    def template_id(self) -> int:
+        """Return a fresh id within loop bodies: templates count downwards."""
         self._negative -= 1
         return self._negative
 

@@ -427,7 +427,7 @@ class Binding:
         gone = upstream.table.jobs_in((FAILED, CANCELLED, CLOSED), lo, hi)
         if not gone:
             return "wait", ""
-        verdict, reason = self._tolerate(upstream, gone, lenient)
+        verdict, reason = self._tolerate(task, upstream, gone, lenient)
         if verdict != "go":
             return verdict, reason
         if sum(map(len, gone)) == hi - lo:
@@ -438,14 +438,16 @@ class Binding:
                 return "wait", ""
         return "go", ""
 
-    def _tolerate(self, upstream: TaskRun, gone: list[range], lenient: bool) -> tuple[Verdict, str]:
+    def _tolerate(
+        self, task: TaskRun, upstream: TaskRun, gone: list[range], lenient: bool
+    ) -> tuple[Verdict, str]:
         """Judge whether a job may go without the outputs of the jobs ``gone``."""
         name = upstream.spec.name
         culprit = next((j for piece in gone for j in piece if j not in upstream.excused), None)
         if culprit is None:
             return ("go", "") if lenient else ("excuse", f"{name} ended this branch early")
         why = f"{name}[{culprit}] is {upstream.table.status(culprit)}"
-        if upstream.spec.goal >= 1:
+        if upstream.spec.goal >= 1 or upstream is task:  # a job graph cannot wait for its end
             return "close", why
         if not upstream.terminal:
             return "wait", ""

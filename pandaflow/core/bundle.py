@@ -12,9 +12,8 @@ import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from pandaflow.core.chunking import ChunkMap
 from pandaflow.core.model import (
     Concat,
     Cross,
@@ -70,6 +69,14 @@ class SourceSlice:
     pickled: bool = False
 
 
+class Chunks(Protocol):
+    """What a worker asks of a chunk map."""
+
+    def items(self, job: int) -> tuple[int, int]:
+        """Return the items ``[lo, hi)`` that ``job`` reads."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleSpec:
     """All that a worker needs to know of a bundle, but payload and upstream values.
@@ -90,7 +97,7 @@ class BundleSpec:
         Mapped slots get lists.
     inputs : tuple of Input
         Slot ``k`` is filled from ``inputs[k]``.
-    chunks : ChunkMap
+    chunks : Chunks
         job -> items.
     lengths : mapping of Dataset to int
         Lengths of the parts of products and concatenations, and of whole inputs.
@@ -130,7 +137,7 @@ class BundleSpec:
     attempt: int
     lists: bool
     inputs: tuple[Input, ...]
-    chunks: ChunkMap
+    chunks: Chunks
     lengths: Mapping[Dataset, int] = field(default_factory=dict)
     sources: Mapping[int, SourceSlice] = field(default_factory=dict)
     outputs: Mapping[int, tuple[int, ...]] = field(default_factory=dict)

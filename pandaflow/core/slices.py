@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from pandaflow.core.bundle import BundleSpec, BundleValues, JobInputs, SourceSlice
+from pandaflow.core.bundle import BundleSpec, BundleValues, Chunks, JobInputs, SourceSlice
 from pandaflow.core.chunking import Bounds, ChunkMap, Fixed, NoItems
 from pandaflow.core.commands import EmitBundle
 from pandaflow.core.datasets import resolve, size
@@ -49,18 +49,9 @@ class _Shifted:
     first: int
     bounds: tuple[int, ...]
 
-    @property
-    def n_jobs(self) -> int:
-        return self.first + len(self.bounds) - 1
-
     def items(self, job: int) -> tuple[int, int]:
+        """Return the items ``[lo, hi)`` that ``job`` reads."""
         return self.bounds[job - self.first], self.bounds[job - self.first + 1]
-
-    def jobs(self, lo: int, hi: int) -> tuple[int, int]:
-        raise NotImplementedError
-
-    def ready_jobs(self, n_items: int) -> int:
-        raise NotImplementedError
 
 
 def concrete(engine: Engine, dataset: Dataset) -> Dataset:
@@ -153,7 +144,7 @@ def reader(
     return lambda item: slots.slots(item)[0]
 
 
-def _piece(chunks: ChunkMap, jobs: Jobs) -> ChunkMap:
+def _piece(chunks: ChunkMap, jobs: Jobs) -> Chunks:
     if not isinstance(chunks, Bounds):
         return chunks
     return _Shifted(jobs[0], tuple(chunks.bounds[jobs[0] : jobs[-1] + 2]))

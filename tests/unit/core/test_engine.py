@@ -468,6 +468,18 @@ def test_job_graph_keeps_and_reconsiders() -> None:
     assert failed.states(name) == ["failed", "closed", "closed", "closed"]
 
 
+def test_job_graph_with_a_goal_does_not_wait_for_itself() -> None:
+    def flow():
+        nodes = {"a": (abs, (1,)), "b": (abs, (pf.ref("a"),)), "c": (abs, (2,))}
+        return pf.job_graph(nodes, goal=0.3)
+
+    world = World.of(flow)
+    name = world.engine.tasks[0].spec.name
+    world.play(failing(name, world.engine.tasks[0].spec.node_names.index("a")))
+    assert world.engine.status == "finished"
+    assert sorted(world.states(name)) == ["closed", "failed", "finished"]
+
+
 def test_a_long_chain_of_blocked_jobs_is_closed() -> None:
     """Bad news travels any distance."""
 
