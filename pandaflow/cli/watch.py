@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -34,19 +32,34 @@ class Terminated(BaseException):
     """SIGTERM or SIGHUP arrived; like KeyboardInterrupt no ordinary error."""
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise Terminated
+class Ears:
+    """Hears signals, also those whose exception somebody else swallowed.
 
+    A handler's exception arises wherever the main thread happens to be; in a finalizer, say, it
+    is lost. So it is also noted, and :meth:`check` raises it again.
+    """
 
-@contextmanager
-def _signals() -> Iterator[None]:
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, _terminate) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __init__(self) -> None:
+        self._heard: BaseException | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Ears:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._before[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _hear(self, number: int, _frame: FrameType | None) -> NoReturn:
+        self._heard = KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+        raise self._heard
+
+    def check(self) -> None:
+        """Raise what was heard and never reached anybody."""
+        if self._heard is not None:
+            raise self._heard
 
 
 def follow(run: Run, *, quiet: bool) -> None:
@@ -59,9 +72,9 @@ def follow(run: Run, *, quiet: bool) -> None:
     quiet : bool
         Show no progress.
     """
-    with _signals():
+    with Ears() as ears:
         try:
-            _wait(run, quiet)
+            _wait(run, quiet, ears)
         except KeyboardInterrupt:
             _cancel(run)
         except Terminated:
@@ -70,11 +83,12 @@ def follow(run: Run, *, quiet: bool) -> None:
             sys.exit(EXIT_TERMINATED)
 
 
-def _wait(run: Run, quiet: bool) -> None:
+def _wait(run: Run, quiet: bool, ears: Ears) -> None:
     from pandaflow.display.progress import watch
 
     with watch(run.summary, mode="off" if quiet else "auto") as progress:
         while not _over(run):
+            ears.check()
             progress.update(run.summary())
 
 

@@ -15,6 +15,7 @@ from pandaflow.core.jobtable import (
 )
 from pandaflow.core.model import Jobs, compact, runs_of
 from pandaflow.core.status import (
+    JOB_TERMINAL,
     RUN_TRANSITIONS,
     JobStatus,
     RunStatus,
@@ -55,6 +56,8 @@ class Moves(Binding):
 
     def _reconsider(self, task: TaskRun, job: int) -> None:
         """Look again at a blocked job: send it, close it, or leave it."""
+        if task.table.state[job] != BLOCKED:
+            return
         verdict, reason = self._evaluate(task, job)
         if verdict == "go":
             task.table.move((job,), QUEUED)
@@ -67,11 +70,13 @@ class Moves(Binding):
 
     def _close(self, task: TaskRun, jobs: Jobs, reason: str, *, excused: bool = False) -> None:
         for start, group in by_state(task, jobs):
+            if start in JOB_TERMINAL:
+                continue  # closed for want of another that was closed before
             task.end_attempts(group, start)
             task.table.move(group, CLOSED)
             self._moved(task, group, start, JobStatus.CLOSED, reason=reason, excused=excused)
-        if excused:
-            task.excused.update(jobs)
+            if excused:
+                task.excused.update(group)
         self._gone(task, jobs)
 
     def _moved(

@@ -18,6 +18,7 @@ from pandaflow.core.jobtable import (
 from pandaflow.core.model import Jobs, compact
 from pandaflow.core.moves import by_state
 from pandaflow.core.status import (
+    JOB_TERMINAL,
     RUN_TERMINAL,
     JobStatus,
     RunStatus,

@@ -286,3 +286,24 @@ def test_requests_after_the_end_change_nothing() -> None:
     world.resume()
     world.retry()
     assert len(world.ledger.records) == before
+
+
+def test_blocked_jobs_of_a_graph_are_stopped_with_the_others() -> None:
+    """Stopping one closes what hangs on it, while the others are still being stopped."""
+
+    def flow():
+        nodes = {"a": (abs, (1,)), "b": (abs, (pf.ref("a"),)), "c": (abs, (pf.ref("b"),))}
+        return pf.job_graph(nodes, retries=pf.Retry(retries=1, delay=60))
+
+    world = World.of(flow)
+    world.end(1, Outcome(fail={0: "bad"}))
+    for bundle in world.runnable():
+        world.end(bundle)
+    name = world.engine.tasks[0].spec.name
+    assert world.states(name) == ["ready", "pending", "pending"]
+    world.cancel()
+    assert world.engine.status == "aborted"
+    assert world.states(name)[0] == "cancelled"
+    world.restart()
+    world.retry()
+    assert world.play().engine.status == "done"
