@@ -92,6 +92,8 @@ class Steering(Verdicts):
 
     def _cancel_jobs(self, task: TaskRun, jobs: Jobs, reason: str) -> None:
         for start, group in by_state(task, jobs):
+            if start in JOB_TERMINAL:
+                continue  # closed for want of another that was cancelled before
             task.end_attempts(group, start)
             task.table.move(group, CANCELLED)
             self._moved(task, group, start, JobStatus.CANCELLED, reason=reason)
