@@ -14,20 +14,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Literal
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from dataclasses import dataclass, fields
 
 from pandaflow.core.errors import WorkflowError
 from pandaflow.core.quantities import parse_seconds
 
 PREFIX = "PANDAFLOW_"
 DEFAULT_STORE = "sqlite:///.pandaflow/pandaflow.db"
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
-Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
-
-class Settings(BaseModel):
+# Not a pydantic model: importing pydantic would be a fifth of what `pandaflow status` takes.
+@dataclass(frozen=True, slots=True)
+class Settings:
     """What an installation may choose.
 
     Attributes
@@ -41,12 +40,10 @@ class Settings(BaseModel):
     log_level : {'DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL'}
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    store: str = Field(default=DEFAULT_STORE, min_length=1)
-    results: str | None = Field(default=None, min_length=1)
-    lease_seconds: Annotated[float, BeforeValidator(parse_seconds)] = Field(default=15.0, ge=1.0)
-    log_level: Annotated[Level, BeforeValidator(lambda text: str(text).upper())] = "WARNING"
+    store: str = DEFAULT_STORE
+    results: str | None = None
+    lease_seconds: float = 15.0
+    log_level: str = "WARNING"
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -63,10 +60,30 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         Names the variable whose value is no good.
     """
     source = os.environ if environ is None else environ
-    given = {name: source.get(PREFIX + name.upper(), "") for name in Settings.model_fields}
+    given = {f.name: source.get(PREFIX + f.name.upper(), "") for f in fields(Settings)}
+    return Settings(
+        store=given["store"] or DEFAULT_STORE,
+        results=given["results"] or None,
+        lease_seconds=_lease(given["lease_seconds"] or "15"),
+        log_level=_level(given["log_level"] or "WARNING"),
+    )
+
+
+def _lease(text: str) -> float:
+    seconds = parse_seconds(_number(text), f"{PREFIX}LEASE_SECONDS")
+    if seconds < 1:
+        raise WorkflowError(f"{PREFIX}LEASE_SECONDS={text!r}: give at least 1 second")
+    return seconds
+
+
+def _number(text: str) -> float | str:
     try:
-        return Settings.model_validate({name: text for name, text in given.items() if text})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = PREFIX + str(first["loc"][0]).upper()
-        raise WorkflowError(f"{name}={first['input']!r}: {first['msg']}") from None
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _level(text: str) -> str:
+    if text.upper() not in LEVELS:
+        raise WorkflowError(f"{PREFIX}LOG_LEVEL={text!r}: use one of {', '.join(LEVELS)}")
+    return text.upper()

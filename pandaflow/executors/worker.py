@@ -14,6 +14,8 @@ import threading
 
 from pandaflow.executors.node import OWN_WORKER
 
+#: The driver, and a person who asks how it goes, come before payloads.
+_NICE = 5
 #: Dask's own profiler and health checks cost more than a short node.
 _QUIET = {
     "distributed.worker.profile.enabled": False,
@@ -57,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--memory-limit", default="auto")
     options = parser.parse_args(arguments)
     os.environ[OWN_WORKER] = "1"
+    if hasattr(os, "nice"):
+        os.nice(_NICE)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     asyncio.run(_serve(options))
     os._exit(0)  # payload threads that cannot be stopped must not keep the process

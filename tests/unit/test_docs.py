@@ -98,7 +98,7 @@ def test_every_public_member_is_described(handle: str) -> None:
 
 def test_every_option_and_setting_is_described() -> None:
     assert not [option for option in OPTION_NAMES if f"`{option}`" not in API]
-    settings = [f"`{PREFIX}{name.upper()}`" for name in Settings.model_fields]
+    settings = [f"`{PREFIX}{name.upper()}`" for name in Settings.__dataclass_fields__]
     assert not [name for name in settings if name not in API]
 
 
