@@ -292,7 +292,8 @@ def test_blocked_jobs_of_a_graph_are_stopped_with_the_others() -> None:
     """Stopping one closes what hangs on it, while the others are still being stopped."""
 
     def flow():
-        nodes = {"a": (abs, (1,)), "b": (abs, (pf.ref("a"),)), "c": (abs, (pf.ref("b"),))}
+        nodes = {"a": (abs, (1,)), "x": (abs, (2,)), "b": (abs, (pf.ref("a"),))}
+        nodes["c"] = (abs, (pf.ref("b"),))
         return pf.job_graph(nodes, retries=pf.Retry(retries=1, delay=60))
 
     world = World.of(flow)
@@ -300,7 +301,7 @@ def test_blocked_jobs_of_a_graph_are_stopped_with_the_others() -> None:
     while able := world.runnable():
         world.end(able[0])
     name = world.engine.tasks[0].spec.name
-    assert world.states(name) == ["ready", "pending", "pending"]
+    assert world.states(name) == ["ready", "finished", "pending", "pending"]
     world.cancel()
     assert world.engine.status == "aborted"
     assert world.states(name)[0] == "cancelled"
