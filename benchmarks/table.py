@@ -57,8 +57,9 @@ def machine() -> str:
     """Describe this machine in a line."""
     memory = psutil.virtual_memory().total / 2**30
     load = os.getloadavg()[0]
+    kernel = f"{platform.system()} {platform.release().partition('-')[0]}"
     return (
-        f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.release().partition('-')[0]}, "
+        f"{os.cpu_count()} cores, {memory:.0f} GiB, {kernel}, "
         f"Python {platform.python_version()}, load {load:.1f} at the start"
     )
 

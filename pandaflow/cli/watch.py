@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from pprint import pformat
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -118,7 +119,14 @@ def _say(text: str) -> None:
     click.echo(f"pandaflow: {text}", err=True)
 
 
-def conclude(run: Run, *, as_json: bool, show: Any = repr) -> NoReturn:
+def shown(result: object) -> str:
+    """Return a result as people read it: containers over several lines."""
+    if isinstance(result, dict | list | tuple):
+        return pformat(result, width=100, sort_dicts=False, compact=True)
+    return repr(result)
+
+
+def conclude(run: Run, *, as_json: bool, show: Any = shown) -> NoReturn:
     """Tell what came of a run and exit with its code: 0 for done or finished, else 1.
 
     Parameters

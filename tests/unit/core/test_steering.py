@@ -292,19 +292,21 @@ def test_blocked_jobs_of_a_graph_are_stopped_with_the_others() -> None:
     """Stopping one closes what hangs on it, while the others are still being stopped."""
 
     def flow():
-        nodes = {"a": (abs, (1,)), "x": (abs, (2,)), "b": (abs, (pf.ref("a"),))}
-        nodes["c"] = (abs, (pf.ref("b"),))
+        nodes = {"a": (abs, (1,)), "p": (abs, (2,)), "q": (abs, (pf.ref("p"),))}
+        nodes["b"] = (max, (pf.ref("a"), pf.ref("q")))
         return pf.job_graph(nodes, retries=pf.Retry(retries=1, delay=60))
 
     world = World.of(flow)
-    world.end(1, Outcome(fail={0: "bad"}))
+    spec = world.engine.tasks[0].spec
+    a, q, b = (spec.node_names.index(node) for node in "aqb")
+    assert a < q < b
     while able := world.runnable():
-        world.end(able[0])
-    name = world.engine.tasks[0].spec.name
-    assert world.states(name) == ["ready", "finished", "pending", "pending"]
+        first = world.given[able[0]].emit.jobs[0]
+        world.end(able[0], Outcome(fail={0: "bad"} if first == a else {}))
+    assert [world.states(spec.name)[job] for job in (a, q, b)] == ["ready", "finished", "pending"]
     world.cancel()
     assert world.engine.status == "aborted"
-    assert world.states(name)[0] == "cancelled"
+    assert world.states(spec.name)[a] == "cancelled"
     world.restart()
     world.retry()
     assert world.play().engine.status == "done"
