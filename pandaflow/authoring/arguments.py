@@ -37,7 +37,6 @@ class Arguments:
         self._mapped: list[tuple[str, Collection]] = []
         self._inputs: list[Input] = []
         self._after: list[Dataset] = []
-        self._types: dict[str, Any] = {}
         self._args: tuple[Any, ...] = ()
         self._kwargs: dict[str, Any] = {}
 

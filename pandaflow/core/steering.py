@@ -114,7 +114,6 @@ class Steering(Verdicts):
             self._hand_back(self.tasks[bundle.task], bundle.jobs, bundle.id, "taken back: paused")
         for task in self._active:
             if task.status is not TaskStatus.PAUSED:
-                task.resume_to = task.status
                 self._move_task(task, TaskStatus.PAUSED, "the run is paused")
 
     def _resume(self, event: ev.ResumeRequested) -> None:

@@ -83,7 +83,6 @@ class TaskRun:
     chunks: ChunkMap | None = None
     closed: bool = False
     initial: JobStatus = JobStatus.PENDING
-    resume_to: TaskStatus | None = None
     pace: Pace = field(default_factory=Pace)
     cursor: int = 0
     queue: deque[int] = field(default_factory=deque)

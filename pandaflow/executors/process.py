@@ -100,7 +100,7 @@ class Process:
         self._workdir, self._write, self._keep = workdir, write, keep
         self._output = bytearray()
         self._last, self._overflow = b"", False
-        self._peak, self._disk = 0, 0
+        self._peak = 0
         self._began = time.monotonic()
         self._next_measure = self._next_disk = 0.0
         self._child = subprocess.Popen(
