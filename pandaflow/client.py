@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pandaflow.config import read_settings
@@ -27,10 +28,12 @@ from pandaflow.views import JobsView, RunStream, TaskView
 if TYPE_CHECKING:
     from pandaflow.authoring.collections import SourceCollection
     from pandaflow.core.engine import Engine
+    from pandaflow.core.model import Fragment
+    from pandaflow.data.results import ResultStore
     from pandaflow.display.drawing import Picture
     from pandaflow.gather import Gatherer
     from pandaflow.ports import Executor
-    from pandaflow.runner import Runner
+    from pandaflow.runner import Listener, Runner
     from pandaflow.store.sql import SqlStore
 
 #: Failures that an error names.
@@ -99,7 +102,13 @@ class Run:
         self._runner: Runner | None = None
         self._error: BaseException | None = None
         self._callbacks: list[Callable[[Transition], None]] = []
+        self._listeners: list[Listener] = []
+        self._watchers: list[Callable[[Sequence[cmd.Record]], None]] = []
+        self._steerers: list[Any] = []
         self._streams: Mapping[int, Any] = {}
+        self._kept: set[str] = set()
+        self._task_names: dict[int, str] = {}
+        self._place: ResultStore | None = None
 
     # --- looking ------------------------------------------------------------------------
 
@@ -350,6 +359,17 @@ class Run:
         if runner is not None:
             runner.wake()
 
+    def _grow(self, fragment: Fragment, blobs: Mapping[str, bytes]) -> None:
+        """Keep what a sub-workflow needs, then ask for it to join the run."""
+        from pandaflow.store.spec import dump_fragment
+
+        results = self._results()
+        for name, data in blobs.items():
+            if name not in self._kept:  # named after its content: once is enough
+                results.put(name, data)
+                self._kept.add(name)
+        self._request("grow", {"fragment": dump_fragment(fragment)})
+
     def _ask(self, kind: str, body: Mapping[str, Any]) -> None:
         self._request(kind, body)
         if self._runner is not None:
@@ -391,14 +411,22 @@ class Run:
         if not ended and self.status in RUN_TERMINAL:
             return
         self._error = None
-        self._runner = Runner(
-            self._store,
-            self.id,
-            executors,
-            this_process(),
-            callbacks=[self._tell],
-            lease=read_settings().lease_seconds,
-        )
+        self._steerers = self._called_in()
+        try:
+            self._runner = Runner(
+                self._store,
+                self.id,
+                executors,
+                this_process(),
+                callbacks=[self._tell],
+                listeners=self._listeners,
+                lease=read_settings().lease_seconds,
+            )
+        except BaseException:
+            self._dismiss()
+            raise
+        for steerer in self._steerers:
+            steerer.start()
         if here:
             self._loop()
             self._raise_error()
@@ -414,6 +442,24 @@ class Run:
             self._error = error
         finally:
             self._runner = None
+            self._dismiss()
+
+    def _called_in(self) -> list[Any]:
+        """Return those who feed the run while it goes on."""
+        self._watchers.clear()
+        specs = self._store.state(self.id).spec.steerers
+        return [import_module(spec.module).steer(self, spec) for spec in specs]
+
+    def _dismiss(self) -> None:
+        for steerer in self._steerers:
+            steerer.close()
+
+    def _fail(self, error: BaseException) -> None:
+        """Stop driving because of a steerer's error, which is raised to whoever waits."""
+        runner = self._runner
+        if runner is not None:
+            runner.stop()
+            self._error = error
 
     def _raise_error(self) -> None:
         if self._error is not None:
@@ -421,15 +467,19 @@ class Run:
             raise error
 
     def _tell(self, records: Sequence[cmd.Record]) -> None:
+        for watcher in self._watchers:
+            watcher(records)
         if self._callbacks:
             for transition in self._transitions(records):
                 for callback in self._callbacks:
                     callback(transition)
 
     def _transitions(self, records: Sequence[cmd.Record]) -> Iterator[Transition]:
-        names = {task["id"]: task["name"] for task in self.summary()["tasks"]}
+        # Looked up again only when tasks came: a run may have thousands.
+        if not self._task_names or any(isinstance(record, cmd.TaskAdded) for record in records):
+            self._task_names = {task["id"]: task["name"] for task in self.summary()["tasks"]}
         for record in records:
-            yield from transitions(record, self.id, names)
+            yield from transitions(record, self.id, self._task_names)
 
     def stream(self, name: str) -> RunStream:
         """Return a handle to feed an open stream of the run, also from another process.
@@ -460,6 +510,24 @@ class Run:
             return True
         return self._store.driven(self.id)
 
+    # --- the channel to running jobs ----------------------------------------------------
+
+    def _listen(self, callback: Listener) -> None:
+        """Have ``callback(said, task)`` called with what running jobs send, while driven here.
+
+        It is called in a thread of the executor and must not wait. May come before the run is
+        driven, and holds for all that this handle drives.
+        """
+        self._listeners.append(callback)
+
+    def _stop_jobs(self, task: str, jobs: Sequence[int], reason: str, grace: float = 0.5) -> bool:
+        """Ask jobs that run to stop, by force after ``grace`` seconds; they count as skipped.
+
+        Thread-safe. False if the run is not driven here, or no executor can reach its jobs.
+        """
+        runner = self._runner
+        return runner is not None and runner.stop_jobs(task, jobs, reason, grace)
+
     # --- pieces -------------------------------------------------------------------------
 
     def _row(self, task: str, index: int) -> dict[str, Any]:
@@ -467,10 +535,12 @@ class Run:
             return row
         raise WorkflowError(f"run {self.id}: task {task!r} has no job {index}")
 
-    def _results(self) -> Any:
+    def _results(self) -> ResultStore:
         from pandaflow.data.results import ResultStore
 
-        return ResultStore(self.summary()["results"])
+        if self._place is None:
+            self._place = ResultStore(self.summary()["results"])
+        return self._place
 
     def _engine(self) -> Engine:
         from pandaflow.restore import restore

@@ -155,5 +155,6 @@ class Gatherer:
 def gatherer(state: RunState) -> Gatherer:
     """Return a gatherer for a run as the store has it."""
     results = ResultStore(state.results)
-    items = StoredItems({source.id: source for source in state.spec.sources}, results)
-    return Gatherer(restore(state), results, items)
+    engine = restore(state)
+    items = StoredItems({source.id: source for source in engine.spec.sources}, results)
+    return Gatherer(engine, results, items)

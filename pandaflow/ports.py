@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pandaflow.core.bundle import BundleSpec
 from pandaflow.core.commands import EmitBundle, Record
@@ -196,6 +196,132 @@ class StateStore(Protocol):
         ...
 
 
+# --- studies ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """One record of a study's log.
+
+    Attributes
+    ----------
+    seq : int
+        1, 2, ... without gaps.
+    at : float
+        When it happened, seconds since the epoch, by the writer's clock.
+    kind : str
+        ``ask``, ``tell`` or what else the study notes.
+    trial : int or None
+        The trial it is about; an ``ask`` and a ``tell`` always have one.
+    body : mapping
+        JSON values; floats are exact.
+    """
+
+    seq: int
+    at: float
+    kind: str
+    trial: int | None
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StudyState:
+    """A study as lists show it, without its log.
+
+    Attributes
+    ----------
+    created, changed : float
+        Seconds since the epoch; ``changed`` is that of the last append, by the store's clock.
+    status : {'running', 'stopped', 'done', 'failed'}
+    head : mapping
+        The definition.
+    summary : mapping
+        What the writer last told of its progress.
+    run : str or None
+        Id of the run that carries its trials.
+    """
+
+    name: str
+    created: float
+    changed: float
+    status: str
+    head: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    run: str | None
+
+
+class StudyWriter(Protocol):
+    """Write access to one study, held under a lease by one process at a time.
+
+    Not thread-safe. ``append`` is atomic and in order; once it returns, its records survive the
+    death of this process.
+    """
+
+    @property
+    def next_seq(self) -> int:
+        """The number that the next record gets."""
+        ...
+
+    def append(
+        self,
+        records: Sequence[tuple[float, str, int | None, Mapping[str, Any]]],
+        *,
+        summary: Mapping[str, Any] | None = None,
+        status: str | None = None,
+        head: Mapping[str, Any] | None = None,
+        run: str | None = None,
+    ) -> int:
+        """Append records (at, kind, trial, body) in one transaction; extend the lease.
+
+        What is None stays as it is. Returns the number of the log's last record.
+
+        Raises
+        ------
+        RunLocked
+            The lease was lost to another writer; nothing was written.
+        StoreError
+            A trial is asked or told twice, a body is not JSON (NaN is not), or the database
+            refused; nothing was written.
+        """
+        ...
+
+    def renew(self) -> None:
+        """Extend the lease."""
+        ...
+
+    def release(self) -> None:
+        """Give the lease back. May be called twice."""
+        ...
+
+
+class StudyStore(Protocol):
+    """Where studies live: for each a row for lists and a log that is only appended to."""
+
+    def create_study(self, name: str, head: Mapping[str, Any], created: float) -> None:
+        """Record a new study, status ``running``; ``StoreError`` if there is one of that name."""
+        ...
+
+    def study(self, name: str) -> StudyState | None:
+        """Return a study without its log; None if there is none of that name."""
+        ...
+
+    def studies(self, limit: int = 100) -> list[StudyState]:
+        """Return the newest studies, newest first."""
+        ...
+
+    def study_log(self, name: str, after: int = 0) -> Iterator[LogRecord]:
+        """Return the records after number ``after`` that were there when the call began."""
+        ...
+
+    def write_study(self, name: str, owner: Owner, ttl: float) -> StudyWriter:
+        """Take the lease, by the rules of :meth:`StateStore.drive`."""
+        ...
+
+    def delete_study(self, name: str) -> None:
+        """Forget a study and its log; ``RunLocked`` while a live process writes it."""
+        ...
+
+
 # --- executors --------------------------------------------------------------------------
 
 
@@ -232,7 +358,8 @@ class Session(Protocol):
     ``submit``, ``cancel`` and ``release`` return soon and are called from one thread only;
     outcomes come back through ``report`` (thread-safe) as ``BundleStarted``, ``BundleEnded`` or
     ``BundleLost`` events, at least one ending for every bundle submitted and not cancelled
-    (later ones are ignored).
+    (later ones are ignored). What its jobs send comes as ``JobSaid`` events, each at most once,
+    in order for each job, and before the ``BundleEnded`` that tells how the job ended.
     """
 
     def submit(self, assignments: Sequence[Assignment]) -> None:
@@ -249,6 +376,22 @@ class Session(Protocol):
 
     def close(self, *, kill: bool = False) -> None:
         """The run has ended. ``kill``: payloads may still run; none does when this returns."""
+        ...
+
+
+@runtime_checkable
+class Channel(Protocol):
+    """What a session also offers if the driver can reach jobs that run."""
+
+    def stop(self, jobs: Sequence[tuple[str, int]], reason: str, grace: float) -> None:
+        """Ask jobs (task name, index) to stop. Thread-safe, may be repeated, returns soon.
+
+        It is about the attempts submitted and not ended now. Those that run see ``reason`` as
+        ``current_job().stopping``, and if they run on are stopped by force after ``grace``
+        seconds; those that have not begun never do. Both end as skipped, with the reason,
+        and the other jobs of their bundles go on. A job that ends by itself within ``grace``
+        ends as it does.
+        """
         ...
 
 

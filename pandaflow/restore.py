@@ -15,7 +15,7 @@ from pandaflow.core.datasets import Size, size
 from pandaflow.core.engine import Engine
 from pandaflow.core.jobtable import QUEUED, JobTable
 from pandaflow.core.loops import LoopRun
-from pandaflow.core.model import compact
+from pandaflow.core.model import TaskSpec, compact
 from pandaflow.core.status import JOB_CODE, JOB_LIVE, JobStatus, RunStatus, TaskStatus
 from pandaflow.core.taskrun import BundleRun, TaskRun
 from pandaflow.ports import BundleState, RunState, TaskState
@@ -28,7 +28,7 @@ def restore(state: RunState) -> Engine:
     engine.next_bundle = state.next_bundle
     for source, (n, closed) in state.streams.items():
         engine._sources[source] = Size(n, closed)
-    _grow_loops(engine, state)
+    _grow(engine, state)
     rows = {row.id: row for row in state.tasks}
     for task in engine.tasks.values():
         _restore_task(task, rows[task.spec.id])
@@ -46,19 +46,29 @@ def restore(state: RunState) -> Engine:
     return engine
 
 
-def _grow_loops(engine: Engine, state: RunState) -> None:
-    """Repeat the iterations that were begun, in the order of their tasks' ids."""
+def _grow(engine: Engine, state: RunState) -> None:
+    """Repeat iterations that were begun and fragments that joined, by their tasks' ids."""
     added = sorted((row for row in state.tasks if row.id not in engine.tasks), key=lambda r: r.id)
     seen: set[tuple[int, int]] = set()
     for row in added:
         iteration = row.spec.iteration
-        if iteration is None or iteration in seen:
+        if iteration is None:
+            _rejoin(engine, row.spec)
+            continue
+        if iteration in seen:
             continue
         seen.add(iteration)
         while iteration[0] not in engine._loops:
             _repeat(engine, _maker_of(engine, row.spec.name))
         loop: LoopRun = engine._loops[iteration[0]]
         _repeat(engine, loop)
+
+
+def _rejoin(engine: Engine, spec: TaskSpec) -> None:
+    loops = spec.brings.loops if spec.brings is not None else ()
+    while loops and loops[0].id > len(engine._loops):
+        _repeat(engine, _maker_of(engine, ""))  # it had begun before the fragment came
+    engine._enter(spec)
 
 
 def _repeat(engine: Engine, loop: LoopRun) -> None:

@@ -13,7 +13,7 @@ import pickle
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -29,15 +29,26 @@ from pandaflow.core.errors import (
     StoreUnavailable,
     WorkflowError,
 )
-from pandaflow.core.model import SourceSpec
+from pandaflow.core.growth import all_tasks
+from pandaflow.core.model import Fragment, TaskSpec
 from pandaflow.core.slices import bundle_spec
 from pandaflow.core.status import RUN_TERMINAL, RunStatus
 from pandaflow.data.items import StoredItems
 from pandaflow.data.results import ResultStore
 from pandaflow.executors.outcome import unpack_ended
 from pandaflow.options import Options, change
-from pandaflow.ports import Assignment, Executor, Owner, Request, RunState, Session, StateStore
+from pandaflow.ports import (
+    Assignment,
+    Channel,
+    Executor,
+    Owner,
+    Request,
+    RunState,
+    Session,
+    StateStore,
+)
 from pandaflow.restore import restore
+from pandaflow.store.spec import parse_fragment
 
 logger = logging.getLogger("pandaflow.runner")
 
@@ -52,6 +63,7 @@ LEASE_S = 20.0
 
 T = TypeVar("T")
 Callback = Callable[[Sequence[cmd.Record]], None]
+Listener = Callable[[ev.JobSaid, str], None]
 
 
 class Runner:
@@ -68,6 +80,9 @@ class Runner:
     callbacks : sequence of callables
         Called with the records of each step after they were committed; an error in one is
         logged and does not touch the run.
+    listeners : sequence of callables
+        Called with what running jobs send and the name of their task, in the thread that
+        reports it, so they must not wait. The sequence may grow while the run goes on.
     """
 
     def __init__(
@@ -78,11 +93,12 @@ class Runner:
         owner: Owner,
         *,
         callbacks: Sequence[Callback] = (),
+        listeners: Sequence[Listener] = (),
         lease: float = LEASE_S,
     ) -> None:
         self._driver = store.drive(run_id, owner, lease)
         self._run, self._executors = run_id, executors
-        self._callbacks = list(callbacks)
+        self._callbacks, self.listeners = list(callbacks), listeners
         self._queue: queue.SimpleQueue[ev.Event | None] = queue.SimpleQueue()
         self._sessions: dict[str, Session] = {}
         self._stop = threading.Event()
@@ -105,7 +121,7 @@ class Runner:
         kill = True
         try:
             engine = self._load()
-            self._open_sessions(engine)
+            self._open_sessions({task.spec.executor for task in engine.tasks.values()})
             self._step(engine, [ev.RunStarted(time.time(), self._slots()), *self._adopt(engine)])
             self._step(engine, self._inbox(engine))  # a wish may bring an ended run back
             while engine.status not in RUN_TERMINAL and not self._stop.is_set():
@@ -135,6 +151,15 @@ class Runner:
         self._stop.set()
         self._queue.put(None)
 
+    def stop_jobs(self, task: str, jobs: Sequence[int], reason: str, grace: float) -> bool:
+        """Ask jobs that run to stop; False if no executor can reach them. Thread-safe."""
+        named = [(task, job) for job in jobs]
+        open_now = list(self._sessions.values())
+        reached = [session for session in open_now if isinstance(session, Channel)]
+        for session in reached:
+            session.stop(named, reason, grace)
+        return bool(reached)
+
     def wake(self) -> None:
         """Look into the inbox now. Thread-safe."""
         self._renewed = 0.0
@@ -155,6 +180,9 @@ class Runner:
             done = self._done
             self._patiently(lambda: self._driver.commit(records, done))
             self._done = []
+        for record in records:
+            if isinstance(record, cmd.TaskAdded) and record.spec.brings is not None:
+                self._items.add(record.spec.brings.sources)
         self._carry_out(engine, actions)
         for callback in self._callbacks:
             self._call(callback, records)
@@ -213,46 +241,54 @@ class Runner:
     def _load(self) -> Engine:
         state = self._driver.load()
         self._results = ResultStore(state.results)
-        sources: dict[int, SourceSpec] = {source.id: source for source in state.spec.sources}
-        self._items = StoredItems(sources, self._results)
         self._code = lru_cache(maxsize=64)(self._results.get)
         engine = Engine(state.spec) if _is_new(state) else restore(state)
+        sources = {source.id: source for source in engine.spec.sources}
+        self._items = StoredItems(sources, self._results)
         if self._executors:
-            self._check_executors(engine)
+            self._check_executors([task.spec for task in engine.tasks.values()])
         return engine
 
-    def _check_executors(self, engine: Engine) -> None:
-        for task in engine.tasks.values():
-            name = task.spec.executor
+    def _check_executors(self, tasks: Iterable[TaskSpec]) -> None:
+        for task in tasks:
+            name = task.executor
             if name is not None and name not in self._executors:
                 known = ", ".join(self._executors)
                 raise WorkflowError(
-                    f"task {task.spec.name!r} asks for executor {name!r}; given: {known}. "
+                    f"task {task.name!r} asks for executor {name!r}; given: {known}. "
                     "Pass executors={name: executor} to run()"
                 )
             executor = self._executors[name or next(iter(self._executors))]
-            if task.spec.container is not None and not getattr(executor, "containers", False):
+            if task.container is not None and not getattr(executor, "containers", False):
                 raise WorkflowError(
-                    f"task {task.spec.name!r} asks for container {task.spec.container!r}, and "
+                    f"task {task.name!r} asks for container {task.container!r}, and "
                     f"{executor!r} has no container runtime; run it elsewhere or without one"
                 )
 
-    def _open_sessions(self, engine: Engine) -> None:
-        wanted = {task.spec.executor for task in engine.tasks.values()}
+    def _open_sessions(self, wanted: Set[str | None]) -> None:
         default = next(iter(self._executors))
         for name, executor in self._executors.items():
-            if name in wanted or (name == default):
+            if (name in wanted or name == default) and name not in self._sessions:
                 report = self._reporter(name)
                 self._sessions[name] = executor.open(self._run, self._results.url, report)
 
     def _reporter(self, name: str) -> Callable[[ev.Event], None]:
         def report(event: ev.Event) -> None:
+            if isinstance(event, ev.JobSaid):
+                return self._pass_on(event)
             if isinstance(event, ev.SlotsChanged):
                 self._known_slots[name] = event.slots
                 event = replace(event, executor=name)
-            self._queue.put(event)
+            return self._queue.put(event)
 
         return report
+
+    def _pass_on(self, said: ev.JobSaid) -> None:
+        for listener in tuple(self.listeners):
+            try:
+                listener(said, said.task)
+            except Exception:  # a listener may raise anything; the run goes on
+                logger.exception("%s: a listener failed", self._run)
 
     def _slots(self) -> dict[str, int]:
         return {name: self._known_slots.get(name, 0) for name in self._executors}
@@ -366,7 +402,12 @@ class Runner:
         return events
 
     def _wish(self, engine: Engine, request: Request) -> list[ev.Event]:
-        return [wish(engine, request.kind, dict(request.body), time.time())]
+        event = wish(engine, request.kind, dict(request.body), time.time())
+        if isinstance(event, ev.FragmentAppended) and self._executors:
+            tasks = list(all_tasks(event.fragment))
+            self._check_executors(tasks)
+            self._open_sessions({task.executor for task in tasks})
+        return [event]
 
 
 def wish(engine: Engine, kind: str, body: dict[str, Any], now: float) -> ev.Event:
@@ -388,9 +429,18 @@ def wish(engine: Engine, kind: str, body: dict[str, Any], now: float) -> ev.Even
     if kind == "append":
         closed = bool(body["closed"])
         return ev.ItemsAppended(now, int(body["source"]), int(body["count"]), closed)
+    if kind == "grow":
+        return ev.FragmentAppended(now, _fragment(body))
     if kind == "retry":
         return _retry_wish(engine, body, now, by)
     raise WorkflowError(f"unknown request {kind!r}")
+
+
+def _fragment(body: Mapping[str, Any]) -> Fragment:
+    try:
+        return parse_fragment(body["fragment"])
+    except StoreError as error:  # the request is at fault, not the store
+        raise WorkflowError(str(error)) from error
 
 
 def _retry_wish(engine: Engine, body: dict[str, Any], now: float, by: str) -> ev.RetryRequested:

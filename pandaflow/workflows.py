@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pandaflow import client, places
+from pandaflow.authoring.fragments import trace_fragment
 from pandaflow.authoring.trace import ACTIVE, Trace, trace_workflow
 from pandaflow.core.datasets import makers
 from pandaflow.core.errors import WorkflowError
@@ -379,6 +380,46 @@ class Workflow:
 
         for source, stream in self._trace.streams.items():
             stream.connect(feeder(run._results(), run._request, source, stream.sent), stream.sent)
+
+
+def grow(
+    run: Run,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    prefix: str,
+) -> str:
+    """Add a sub-workflow to a run that goes on; it is durable when this returns.
+
+    The run must be kept open meanwhile (a task of it reads an open stream): what comes to a run
+    that has ended is refused. So is a sub-workflow with the name of one that is there already,
+    so that asking twice does no harm. Its tasks do not touch the run's verdict and result.
+
+    Parameters
+    ----------
+    run : Run
+    function : callable
+        A workflow, a task or a function that calls tasks; traced anew with these arguments. It
+        returns one value of a task, or a tuple, list or dict of such values.
+    args, kwargs
+        Plain values, and collections placed on datasets of the run.
+    prefix : str
+        Begins the names of all its tasks, for example ``"trial-17/"``.
+
+    Returns
+    -------
+    str
+        The name of the task whose one job returns the result.
+
+    Raises
+    ------
+    WorkflowError
+        The result is not one value, or the function is at fault otherwise.
+    """
+    inner = function.function if isinstance(function, WorkflowFunction) else function
+    fragment, blobs, result = trace_fragment(inner, args, kwargs, prefix)
+    run._grow(fragment, blobs)
+    return result
 
 
 def _attend(run: Run, view: Any) -> None:

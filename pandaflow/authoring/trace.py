@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,14 @@ import cloudpickle
 
 from pandaflow.authoring.collections import Collection, SourceCollection, Whole
 from pandaflow.core.errors import WorkflowError
-from pandaflow.core.model import LoopSpec, ResultShape, SourceSpec, TaskSpec, WorkflowSpec
+from pandaflow.core.model import (
+    LoopSpec,
+    ResultShape,
+    SourceSpec,
+    SteererSpec,
+    TaskSpec,
+    WorkflowSpec,
+)
 
 #: The workflow that is being written in this context, if any.
 ACTIVE: contextvars.ContextVar[Trace | None] = contextvars.ContextVar("trace", default=None)
@@ -22,7 +30,8 @@ ACTIVE: contextvars.ContextVar[Trace | None] = contextvars.ContextVar("trace", d
 class Trace:
     """The workflow so far, while its function is called.
 
-    ``template`` is the number of loop bodies around: their tasks get negative ids.
+    Tasks go to ``body`` where there is one, with negative ids: in loop bodies, and in fragments,
+    which join a run that goes on. ``fragment`` says that sources and loops are a fragment's too.
     """
 
     name: str
@@ -33,7 +42,9 @@ class Trace:
     streams: dict[int, Any] = field(default_factory=dict)
     guards: tuple[tuple[int, bool], ...] = ()
     prefix: str = ""
+    steerers: list[SteererSpec] = field(default_factory=list)
     body: dict[int, TaskSpec] | None = None
+    fragment: bool = False
     body_loops: list[LoopSpec] = field(default_factory=list)
     _adopted: dict[int, tuple[int, Collection]] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
@@ -68,7 +79,12 @@ class Trace:
         known = self._adopted.get(id(source))
         if known is not None:
             return known[0]
-        number = len(self.sources)
+        if self.fragment and source.spec.kind == "stream":
+            raise WorkflowError(
+                f"{source.spec.name!r} is a stream, and a sub-workflow that joins a run takes "
+                "none: a stream belongs to the run's own workflow"
+            )
+        number = self.template_id() if self.fragment else len(self.sources)
         spec = replace(source.spec, id=number)
         if spec.kind in ("items", "stream"):
             count = len(source.items or ())
@@ -81,7 +97,12 @@ class Trace:
         return number
 
     def blob(self, name: str, data: bytes) -> str:
-        """Keep bytes that travel with the workflow; return their name."""
+        """Keep bytes that travel with the workflow; return their name.
+
+        Fragments meet others in one run, so theirs are named after their content.
+        """
+        if self.fragment:
+            name = f"content-{hashlib.blake2b(data, digest_size=16).hexdigest()}"
         self.blobs[name] = data
         return name
 
@@ -132,6 +153,7 @@ def trace_workflow(
         loops=tuple(trace.loops),
         result=shape,
         params={key: _short(value) for key, value in _bound(function, args, kwargs).items()},
+        steerers=tuple(trace.steerers),
     )
     return spec, trace
 

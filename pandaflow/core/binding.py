@@ -37,7 +37,7 @@ from pandaflow.core.jobtable import (
     PENDING,
     READY,
 )
-from pandaflow.core.loops import LoopRun, Renaming, read_by
+from pandaflow.core.loops import LoopRun, read_by
 from pandaflow.core.model import (
     Choice,
     Dataset,
@@ -56,6 +56,11 @@ from pandaflow.core.taskrun import BundleRun, TaskRun
 
 _SUCCEEDED = (TaskStatus.DONE, TaskStatus.FINISHED)
 Verdict = Literal["go", "wait", "close", "excuse"]
+
+
+def urgency(task: TaskRun) -> tuple[int, int, int]:
+    """Order tasks by priority, then deepest first."""
+    return -task.spec.priority, -task.depth, task.spec.id
 
 
 class Binding:
@@ -81,7 +86,10 @@ class Binding:
         self.next_bundle = 1
         self._active: list[TaskRun] = []
         self._order: list[TaskRun] = []
+        self._names: set[str] = set()
+        self._after_loops: list[TaskRun] = []
         self._loops: dict[int, LoopRun] = {loop.id: LoopRun(loop) for loop in spec.loops}
+        self._open_loops = list(self._loops.values())
         self._files = {s.id: s.files for s in spec.sources if s.kind == "files"}
         self._sources = {s.id: Size(s.n, s.kind != "stream") for s in spec.sources}
         for task in spec.tasks:
@@ -128,8 +136,11 @@ class Binding:
     def _add(self, spec: TaskSpec) -> TaskRun:
         run = TaskRun(spec)
         self.tasks[spec.id] = run
+        self._names.add(spec.name)
         if spec.edges:
             run.consumers.append(spec.id)
+        if any(True for dataset in read_by(spec) for _ in loops_in(dataset)):
+            self._after_loops.append(run)
         self._subscribe(run)
         return run
 
@@ -151,7 +162,7 @@ class Binding:
     def _reorder(self) -> None:
         """Put the tasks that may have something to do in order: priority, then deepest first."""
         self._active = [task for task in self.tasks.values() if not task.terminal]
-        self._order = sorted(self._active, key=lambda t: (-t.spec.priority, -t.depth, t.spec.id))
+        self._order = sorted(self._active, key=urgency)
 
     def _move_task(self, task: TaskRun, finish: TaskStatus, reason: str = "") -> None:
         start = task.status
@@ -465,86 +476,6 @@ class Binding:
 
     def _executor(self, task: TaskRun) -> str:
         return task.spec.executor or self._default
-
-    # --- loops --------------------------------------------------------------------------
-
-    def _advance_loops(self) -> bool:
-        return any([self._advance(loop) for loop in list(self._loops.values())])
-
-    def _advance(self, loop: LoopRun) -> bool:
-        if loop.result is not None or loop.dead:
-            return False
-        guards = loop.spec.guards
-        if any(self.tasks[gate].truth is not wanted for gate, wanted in guards):
-            return False
-        if loop.iteration < 0:
-            self._iterate(loop, loop.spec.state)
-            return True
-        if loop.gate is None:
-            return self._advance_unjudged(loop)
-        gate = self.tasks[loop.gate]
-        if not gate.terminal:
-            return False
-        if gate.truth is None:
-            loop.dead = True
-        elif gate.truth or loop.iteration + 1 >= loop.spec.max_iterations:
-            loop.result = loop.current
-        else:
-            assert loop.current is not None
-            self._iterate(loop, loop.current)
-        return True
-
-    def _advance_unjudged(self, loop: LoopRun) -> bool:
-        if loop.iteration + 1 >= loop.spec.max_iterations:
-            loop.result = loop.current
-            return True
-        assert loop.current is not None
-        if loop.tasks:
-            goes_on = any(self.tasks[number].table.terminal() for number in loop.tasks)
-        else:  # its body is another loop
-            goes_on = resolve(self, loop.current) is not None
-        if goes_on:
-            self._iterate(loop, loop.current)
-            return True
-        failed = any(self.tasks[n].terminal and not self.tasks[n].n for n in loop.tasks)
-        if failed or self._dead_dataset(loop.current):
-            loop.dead = True
-            return True
-        return False
-
-    def _iterate(self, loop: LoopRun, state: Dataset) -> None:
-        """Turn the template into the tasks of the next iteration."""
-        loop.iteration += 1
-        first = len(self.tasks)
-        number = {spec.id: first + k for k, spec in enumerate(loop.spec.body)}
-        inner = {spec.id: len(self._loops) + k for k, spec in enumerate(loop.spec.loops)}
-        names = Renaming(number, inner, {loop.spec.state_id: state})
-        for nested in loop.spec.loops:
-            self._loops[inner[nested.id]] = LoopRun(names.loop(nested, loop.iteration))
-        for spec in loop.spec.body:
-            made = names.task(spec, (loop.spec.id, loop.iteration))
-            self._add(made)
-            self._out.append(cmd.TaskAdded(self._now, made))
-        loop.tasks = tuple(number.values())
-        loop.gate = None if loop.spec.gate is None else number[loop.spec.gate]
-        loop.current = names.dataset(loop.spec.result)
-        # Who reads a loop's end reads, by way of it, whatever its last iteration made.
-        for task in self.tasks.values():
-            if any(True for dataset in read_by(task.spec) for _ in loops_in(dataset)):
-                self._subscribe(task)
-        self._reorder()
-
-    def _looping(self) -> set[int]:
-        """Return the tasks whose outputs a loop's next iteration reads."""
-        open_loops = [loop for loop in self._loops.values() if loop.result is None]
-        read = [dataset for loop in open_loops for dataset in loop.reads]
-        return {maker for dataset in read for maker in self._makers(dataset)}
-
-    def _loops_go_on(self) -> bool:
-        return not self._cancelled and any(
-            loop.result is None and not loop.dead and not self._loop_skipped(loop)
-            for loop in self._loops.values()
-        )
 
     def _loop_skipped(self, loop: LoopRun) -> bool:
         """Whether a loop will never begin: its branch was not taken, or not decided."""

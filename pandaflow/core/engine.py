@@ -7,9 +7,9 @@ Rule 3: Dask resolves dependencies. The engine only decides *which* jobs are han
 (a window ahead, deepest first), in bundles of which size, and what a report means.
 
 How the parts divide, each building on those before: ``taskrun`` holds state, ``binding`` turns
-datasets into jobs, ``moves`` changes states and follows up downstream, ``emission`` picks what goes
-next, ``verdicts`` ends tasks and the run, ``steering`` carries out wishes, this file takes in
-reports.
+datasets into jobs, ``growth`` adds tasks, ``moves`` changes states and follows up downstream,
+``emission`` picks what goes next, ``verdicts`` ends tasks and the run, ``steering`` carries out
+wishes, this file takes in reports.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from pandaflow.core.jobtable import (
 )
 from pandaflow.core.model import Failure, Jobs, compact
 from pandaflow.core.status import (
+    JOB_TERMINAL,
     JobStatus,
     RunStatus,
 )
@@ -80,6 +81,8 @@ class Engine(Steering):
                 self._bundle_started(event)
             case ev.BundleLost():
                 self._bundle_lost(event)
+            case ev.FragmentAppended():
+                self._append(event)
             case ev.RunStarted():
                 self._run_started(event)
             case ev.SlotsChanged():
@@ -96,10 +99,11 @@ class Engine(Steering):
         closed = True
         while closed:
             self._conclude()
-            ended = sum(task.table.terminal() for task in self._active)
+            before = len(self._out)
             self._emit()
             # Looking for what to send next finds jobs that will never run: judge again.
-            closed = sum(task.table.terminal() for task in self._active) != ended
+            new = (record for record in self._out[before:] if isinstance(record, cmd.JobsMoved))
+            closed = any(record.finish in JOB_TERMINAL for record in new)
         self._judge_run()
         self._wake()
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from pandaflow.core.model import Failure, Resources, Retry
+from pandaflow.core.model import Failure, Fragment, Resources, Retry
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,31 @@ class BundleLost:
 
 
 @dataclass(frozen=True, slots=True)
+class JobSaid:
+    """A running job has sent a message: for those who listen to the run, not for the engine.
+
+    Attributes
+    ----------
+    at : float
+        When it was sent, by the worker's clock.
+    bundle : int
+        The bundle in which the job began.
+    job, attempt : int
+    body : mapping
+        What was said: JSON values.
+    task : str
+        Name of the task.
+    """
+
+    at: float
+    bundle: int
+    job: int
+    attempt: int
+    body: Mapping[str, Any]
+    task: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ItemsAppended:
     """A stream has grown by ``count`` items, or was closed."""
 
@@ -123,6 +148,14 @@ class ItemsAppended:
     source: int
     count: int
     closed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentAppended:
+    """A sub-workflow joins the run."""
+
+    at: float
+    fragment: Fragment
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +221,9 @@ Event: TypeAlias = (
     | BundleStarted
     | BundleEnded
     | BundleLost
+    | JobSaid
     | ItemsAppended
+    | FragmentAppended
     | Ticked
     | CancelRequested
     | PauseRequested

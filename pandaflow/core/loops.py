@@ -50,7 +50,7 @@ def body_reads(loop: LoopSpec) -> list[Dataset]:
 
 @dataclass(frozen=True, slots=True)
 class Renaming:
-    """From a loop's template to the tasks of one iteration."""
+    """From the ids of a template or a fragment to those of the run."""
 
     tasks: dict[int, int]
     loops: dict[int, int]
@@ -82,36 +82,30 @@ class Renaming:
     def _guards(self, guards: tuple[tuple[int, bool], ...]) -> tuple[tuple[int, bool], ...]:
         return tuple((self.tasks.get(gate, gate), wanted) for gate, wanted in guards)
 
-    def task(self, spec: TaskSpec, iteration: tuple[int, int]) -> TaskSpec:
-        """Make a task of the template."""
+    def iterated(self, spec: TaskSpec, iteration: tuple[int, int]) -> TaskSpec:
+        """Make a task of a loop's template."""
+        return replace(self.task(spec, f"@{iteration[1]}"), iteration=iteration)
+
+    def task(self, spec: TaskSpec, suffix: str = "") -> TaskSpec:
+        """Rename a task and what it reads."""
         return replace(
             spec,
-            id=self.tasks[spec.id],
-            name=f"{spec.name}@{iteration[1]}",
+            id=self.tasks.get(spec.id, spec.id),
+            name=f"{spec.name}{suffix}",
             inputs=tuple(replace(s, dataset=self.dataset(s.dataset)) for s in spec.inputs),
             after=tuple(self.dataset(barrier) for barrier in spec.after),
             guards=self._guards(spec.guards),
-            iteration=iteration,
         )
 
-    def loop(self, spec: LoopSpec, iteration: int) -> LoopSpec:
-        """Rename what an inner loop reads from outside; its own template stays."""
+    def loop(self, spec: LoopSpec, suffix: str = "") -> LoopSpec:
+        """Rename what a loop reads from outside; its own template stays."""
         return replace(
             spec,
             id=self.loops.get(spec.id, spec.id),
-            name=f"{spec.name}@{iteration}",
+            name=f"{spec.name}{suffix}",
             state=self.dataset(spec.state),
             result=self.dataset(spec.result),
-            loops=tuple(self.loop(inner, iteration) for inner in spec.loops),
-            body=tuple(
-                replace(
-                    inner,
-                    name=f"{inner.name}@{iteration}",
-                    inputs=tuple(replace(s, dataset=self.dataset(s.dataset)) for s in inner.inputs),
-                    after=tuple(self.dataset(barrier) for barrier in inner.after),
-                    guards=self._guards(inner.guards),
-                )
-                for inner in spec.body
-            ),
+            loops=tuple(self.loop(inner, suffix) for inner in spec.loops),
+            body=tuple(self.task(inner, suffix) for inner in spec.body),
             guards=self._guards(spec.guards),
         )

@@ -359,6 +359,11 @@ class TaskSpec:
         Jobs of a task without mapped inputs.
     iteration : (int, int) or None
         (loop, iteration) of a task that a loop brought into being.
+    optional : bool
+        Whether the run's verdict goes without it: a failure of this task is somebody else's to
+        judge.
+    brings : Brought or None
+        What the fragment whose first task this is added to the run besides tasks.
     """
 
     id: int
@@ -388,6 +393,8 @@ class TaskSpec:
     node_names: tuple[str, ...] = ()
     n_static: int | None = None
     iteration: tuple[int, int] | None = None
+    optional: bool = False
+    brings: Brought | None = None
 
     def changed(self, **changes: Any) -> TaskSpec:
         """Return a copy with ``changes``."""
@@ -461,6 +468,14 @@ class LoopSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Brought:
+    """Sources and loops that came into a run with a fragment, under their ids in the run."""
+
+    sources: tuple[SourceSpec, ...] = ()
+    loops: tuple[LoopSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResultShape:
     """The shape of what the workflow function returned.
 
@@ -488,6 +503,25 @@ class ResultShape:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SteererSpec:
+    """Somebody who feeds a run while it goes on, in the process that drives it.
+
+    Attributes
+    ----------
+    name : str
+        For people.
+    module : str
+        Its ``steer(run, spec)`` is called each time somebody begins to drive the run.
+    blob : str
+        Name of what it was set up with, in the run's results.
+    """
+
+    name: str
+    module: str
+    blob: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowSpec:
     """A compiled workflow, as stores keep it."""
 
@@ -497,6 +531,31 @@ class WorkflowSpec:
     loops: tuple[LoopSpec, ...] = ()
     result: ResultShape = field(default_factory=lambda: ResultShape(kind="value"))
     params: Mapping[str, str] = field(default_factory=dict)
+    steerers: tuple[SteererSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fragment:
+    """A sub-workflow that is to join a run while it goes on.
+
+    Its tasks, sources and loops have negative ids of their own, which become the next free ids of
+    the run; ids of at least 0 are those of the run's own tasks, sources and loops.
+
+    Attributes
+    ----------
+    tasks : tuple of TaskSpec
+        In topological order; their names are new to the run.
+    sources : tuple of SourceSpec
+        No streams.
+    loops : tuple of LoopSpec
+    result : ResultShape
+        What the fragment is there for, in its own ids.
+    """
+
+    tasks: tuple[TaskSpec, ...]
+    sources: tuple[SourceSpec, ...] = ()
+    loops: tuple[LoopSpec, ...] = ()
+    result: ResultShape = field(default_factory=lambda: ResultShape(kind="value"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

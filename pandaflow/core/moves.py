@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pandaflow.core import commands as cmd
-from pandaflow.core.binding import Binding
 from pandaflow.core.errors import InvalidTransition
+from pandaflow.core.growth import Growth
 from pandaflow.core.jobtable import (
     BLOCKED,
     CLOSED,
@@ -23,7 +23,7 @@ from pandaflow.core.status import (
 from pandaflow.core.taskrun import TaskRun
 
 
-class Moves(Binding):
+class Moves(Growth):
     """Moves jobs and the run."""
 
     def _unlock(self, task: TaskRun, finished: Jobs) -> None:

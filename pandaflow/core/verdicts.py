@@ -82,9 +82,9 @@ class Verdicts(Emission):
     def _judge_run(self) -> None:
         if self.status not in (RunStatus.RUNNING, RunStatus.PAUSED) or self._bundles:
             return
-        if any(not task.terminal for task in self.tasks.values()) or self._loops_go_on():
+        if self._active or self._loops_go_on():
             return
-        statuses = {task.status for task in self.tasks.values() if not self._not_taken(task)}
+        statuses = {task.status for task in self.tasks.values() if self._counts(task)}
         if self._cancelled:
             self._move_run(RunStatus.ABORTED, self._cancelled)
         elif statuses & {TaskStatus.FAILED, TaskStatus.EXHAUSTED}:
@@ -99,8 +99,11 @@ class Verdicts(Emission):
         return "; ".join(
             f"{task.spec.name} is {task.status}"
             for task in self.tasks.values()
-            if task.status in bad
+            if task.status in bad and not task.spec.optional
         )
+
+    def _counts(self, task: TaskRun) -> bool:
+        return not task.spec.optional and not self._not_taken(task)
 
     def _not_taken(self, task: TaskRun) -> bool:
         return task.status is TaskStatus.ABORTED and task.chunks is None and self._guarded_out(task)

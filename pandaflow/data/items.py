@@ -6,7 +6,7 @@ Values are kept pickled one by one and are never unpickled here: only jobs do th
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pandaflow.core.bundle import SourceSlice
 from pandaflow.core.errors import DataError
@@ -30,8 +30,12 @@ class StoredItems:
     """
 
     def __init__(self, sources: Mapping[int, SourceSpec], results: ResultStore) -> None:
-        self._sources, self._results = sources, results
+        self._sources, self._results = dict(sources), results
         self._frames: dict[int, list[bytes]] = {}
+
+    def add(self, sources: Iterable[SourceSpec]) -> None:
+        """Know more sources: a run may take them in while it goes on."""
+        self._sources.update({source.id: source for source in sources})
 
     def items(self, source: int, lo: int, hi: int) -> SourceSlice:
         """Return items ``[lo, hi)`` of a source.

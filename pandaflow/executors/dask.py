@@ -22,13 +22,15 @@ from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 
 from pandaflow.core.errors import DataError, SiteError
-from pandaflow.core.events import BundleLost, BundleStarted, SlotsChanged
+from pandaflow.core.events import BundleEnded, BundleLost, BundleStarted, SlotsChanged
 from pandaflow.data.results import ResultStore
+from pandaflow.executors.channel import Ask, Begun, Roll, unpack_said
 from pandaflow.executors.node import (
     cancel_on_worker,
     forget_on_worker,
     load_node,
     run_node,
+    stop_on_worker,
 )
 from pandaflow.executors.outcome import BundleAbandoned, unpack_ended
 from pandaflow.ports import Assignment, Report
@@ -113,6 +115,7 @@ class DaskSession:
         self._where: dict[int, str] = {}
         self._detached: dict[int, str] = {}
         self._stopping: dict[int, str] = {}
+        self._roll = Roll()
         self._slots = -1
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -130,6 +133,7 @@ class DaskSession:
         for assignment in assignments:
             key = self._key(assignment)
             self._keys[assignment.emit.bundle] = key
+            self._roll.add(assignment.spec)
             node = self._node(key, assignment, dependencies)
             where = self._detached.pop(assignment.emit.join or 0, "")
             layers[(_rank(assignment.emit.priority), where)][key] = node
@@ -147,6 +151,7 @@ class DaskSession:
     def cancel(self, bundles: Sequence[int]) -> None:
         """Drop nodes that wait, stop payloads that run."""
         futures = [self._futures.pop(bundle, None) for bundle in bundles]
+        self._roll.drop(bundles)
         with self._lock:
             for bundle in bundles:
                 worker = self._where.pop(bundle, None)
@@ -157,6 +162,30 @@ class DaskSession:
                 cancel_on_worker, self._run, list(bundles), wait=False, on_error="ignore"
             )
             self._client.cancel([future for future in futures if future is not None], force=True)
+
+    def stop(self, jobs: Sequence[tuple[str, int]], reason: str, grace: float) -> None:
+        """Ask jobs to stop; every worker keeps it, for what it has or may get."""
+        request = Ask(reason, time.monotonic() + grace)
+        begun = self._roll.ask(jobs, request)
+        if begun:
+            self._tell(begun, request, None)
+
+    def _tell(self, jobs: list[Begun], request: Ask, workers: list[str] | None) -> None:
+        """Pass a request on. In the client's loop, for those who hear a job may ask from there."""
+        if self._closed.is_set() or self._client.status != "running":
+            return
+        loop: Any = self._client.loop
+        loop.add_callback(
+            self._client.run,
+            stop_on_worker,
+            self._run,
+            jobs,
+            request.reason,
+            max(0.0, request.force_at - time.monotonic()),
+            workers=workers,
+            wait=False,
+            on_error="ignore",
+        )
 
     def release(self, bundles: Sequence[int]) -> None:
         """Let Dask forget values."""
@@ -226,11 +255,18 @@ class DaskSession:
     def _hear(self, event: tuple[float, Mapping[str, Any]]) -> None:
         """Take in what a worker says; called in the client's event loop."""
         message = event[1]
+        if message["op"] == "said":
+            for said in unpack_said(message):
+                self._report(said)
+            return
         bundle = message["bundle"]
         match message["op"]:
             case "started":
                 with self._lock:
                     self._where[bundle] = message["worker"]
+                # A worker that has come since does not know what was asked before.
+                for job, request in self._roll.asked_of(bundle):
+                    self._tell([job], request, [message["worker"]])
                 self._report(BundleStarted(message["at"], bundle, message["worker"]))
             case "ended":
                 with self._lock:
@@ -238,12 +274,17 @@ class DaskSession:
                     self._stopping.pop(bundle, None)
                     if "detached" in message:
                         self._detached[bundle] = message["worker"]
-                self._report(unpack_ended(message))
+                self._finish(unpack_ended(message))
             case "lost":
                 with self._lock:
                     self._where.pop(bundle, None)
+                self._roll.drop([bundle])
                 reason = f"its worker died{self._why(self._results.claimed_by(bundle))}"
                 self._report(BundleLost(time.time(), bundle, reason, message["position"]))
+
+    def _finish(self, ended: BundleEnded) -> None:
+        self._roll.ended(ended)
+        self._report(ended)
 
     def _done(self, bundle: int, future: Future[Any]) -> None:
         """Look at how a node ended; called in a thread of the client."""
@@ -268,11 +309,12 @@ class DaskSession:
             astray = self._where.pop(bundle, None) is not None
         location = self._results.find(bundle) if astray else None
         if location is not None:
-            self._report(unpack_ended(self._results.header(location)["report"]))
+            self._finish(unpack_ended(self._results.header(location)["report"]))
 
     def _erred(self, bundle: int, error: BaseException | None) -> None:
         with self._lock:
             self._where.pop(bundle, None)
+        self._roll.drop([bundle])
         location = self._results.find(bundle)
         if location is not None:
             try:

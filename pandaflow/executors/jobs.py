@@ -9,9 +9,9 @@ import re
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from time import perf_counter, thread_time
 from typing import Any
@@ -20,7 +20,7 @@ from pandaflow.core.bundle import Blocked, BundleSpec, BundleValues, JobInputs, 
 from pandaflow.core.errors import WorkflowError
 from pandaflow.core.model import Failure
 from pandaflow.data.results import Claim, ResultStore
-from pandaflow.executors import cache, capture
+from pandaflow.executors import cache, capture, channel
 from pandaflow.executors.command import CommandPayload, Measures, Surroundings, run_command
 from pandaflow.executors.outcome import JobFailed, Skip, failure_of, one_line
 from pandaflow.executors.supervise import JobStopped, Track
@@ -50,6 +50,43 @@ class JobContext:
     name: str
     seed: int
     _root: str
+    _bundle: int = field(default=-1, repr=False, compare=False)
+    _outbox: channel.Outbox | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def stopping(self) -> str:
+        """Why the driver wants this job to stop; empty while it does not.
+
+        A job that sees this should end soon, as it likes (:class:`pandaflow.Skip`, say):
+        shortly afterwards it is stopped by force, and counts as skipped.
+        """
+        ask = channel.asked.get((self.run, self._bundle, self.index))
+        return ask.reason if ask is not None else ""
+
+    def send(self, body: Mapping[str, Any]) -> bool:
+        """Send a small message to those who listen to the run; never waits.
+
+        Parameters
+        ----------
+        body : dict
+            JSON values, at most 8 KiB as text.
+
+        Returns
+        -------
+        bool
+            False if nobody can be reached, or too many messages wait already. True is no
+            promise: messages may get lost, but never arrive twice, and arrive in order.
+
+        Raises
+        ------
+        WorkflowError
+            ``body`` is no dict of plain values, or too large.
+        """
+        text = channel.encode_body(body)
+        if self._outbox is None:
+            return False
+        message = (self.task, self._bundle, self.index, self.attempt, time.time(), text)
+        return self._outbox.put(message)
 
     @property
     def workdir(self) -> str:
@@ -116,8 +153,13 @@ class JobLoop:
     ) -> None:
         self.spec, self.store, self.sink = spec, store, sink
         self._slot, self._caller = claim.slot, caller
-        self.track = Track(soft=spec.kind == "command", memory=spec.resources.memory)
+        self.track = Track(
+            soft=spec.kind == "command", memory=spec.resources.memory, asked=self._asked
+        )
         self.root = os.path.join(workdir or _default_workdir(), spec.run, _folder(spec.name))
+        #: Takes what the jobs send; None: nobody does.
+        self.outbox: channel.Outbox | None = None
+        self._described: dict[int, JobContext] = {}
         size = len(spec.jobs)
         self.values: list[Any] = [None] * size
         self.wall, self.cpu = array("f", bytes(4 * size)), array("f", bytes(4 * size))
@@ -146,10 +188,28 @@ class JobLoop:
 
     def context(self) -> JobContext:
         """Describe the running job."""
-        spec, index = self.spec, self.spec.jobs[self.track.position]
+        position = self.track.position
+        context = self._described.get(position)
+        if context is None:
+            context = self._describe(self.spec.jobs[position])
+            self._described = {position: context}  # of the running job only
+        return context
+
+    def _describe(self, index: int) -> JobContext:
+        spec = self.spec
         name = spec.node_names.get(index) or f"{spec.name}[{index}]"
         seed = job_seed(spec.run, spec.name, index)
-        return JobContext(spec.run, spec.name, index, spec.attempt, name, seed, self.root)
+        return JobContext(
+            spec.run,
+            spec.name,
+            index,
+            spec.attempt,
+            name,
+            seed,
+            self.root,
+            spec.bundle,
+            self.outbox,
+        )
 
     def _again(self) -> bool:
         """Run jobs; True if one was stopped and the next may begin."""
@@ -161,7 +221,7 @@ class JobLoop:
     def _jobs(self) -> bool:
         track, running, jobs = self.track, self.track.running, self.spec.jobs
         gather, apply, sink, slot = self._gather, self._apply, self.sink, self._slot
-        values, walls, cpus = self.values, self.wall, self.cpu
+        values, walls, cpus, asked = self.values, self.wall, self.cpu, channel.asked
         began, used, said = perf_counter(), thread_time(), sink.heard
         for position in range(self.done, len(jobs)):
             if track.halt:
@@ -174,6 +234,8 @@ class JobLoop:
             # the time of the one before.
             track.began = began
             track.position = position
+            if asked and self._unwanted(position):
+                continue
             running[position] = True
             try:
                 value = apply(gather(jobs[position]))
@@ -195,16 +257,38 @@ class JobLoop:
         """Close a job that was stopped or detached while it ran; True if others may begin."""
         verdict = self.track.settle()
         if verdict.failure is not None:
-            for outcomes in (self.blocked, self.skipped, self.sizes):
-                outcomes.pop(position, None)
-            self.failures[position] = verdict.failure
-            value = Missing(verdict.failure.message)
+            value = self._stopped(position, verdict.failure)
         self.values[position] = value
         self.wall[position] = perf_counter() - self.track.began
         if self.sink.pending:
             self.logs[position] = self.sink.mark()
         self.done = position + 1
         return not verdict.leave
+
+    def _stopped(self, position: int, failure: Failure) -> Missing:
+        """Forget what came of a job, for it was stopped before."""
+        for outcomes in (self.failures, self.blocked, self.skipped, self.sizes):
+            outcomes.pop(position, None)
+        if failure.kind == channel.STOPPED:
+            self.skipped[position] = failure.message
+        else:
+            self.failures[position] = failure
+        return Missing(failure.message, absent=failure.kind == channel.STOPPED)
+
+    def _asked(self, position: int) -> channel.Ask | None:
+        """Return whether and how the driver wants a job of this loop to stop."""
+        spec = self.spec
+        return channel.asked.get((spec.run, spec.bundle, spec.jobs[position]))
+
+    def _unwanted(self, position: int) -> bool:
+        """Skip a job that was asked to stop before it began."""
+        ask = self._asked(position)
+        if ask is None:
+            return False
+        self.skipped[position] = ask.reason
+        self.values[position] = Missing(ask.reason, absent=True)
+        self.done = position + 1
+        return True
 
     def _unusual(self, position: int, error: BaseException) -> Missing:
         """Sort out what came instead of a value."""

@@ -15,6 +15,7 @@ from pandaflow.core.bundle import BundleValues
 from pandaflow.core.errors import DataError, WorkflowError
 from pandaflow.core.events import BundleLost, BundleStarted, SlotsChanged
 from pandaflow.data.results import ResultStore
+from pandaflow.executors import channel
 from pandaflow.executors import payload as payloads
 from pandaflow.ports import Assignment, Report, Session
 
@@ -98,10 +99,13 @@ class CallerSession:
         self._results = ResultStore(results)
         self._values: dict[int, BundleValues] = {}
         self._dropped: set[int] = set()
+        self._roll = channel.Roll()
         report(SlotsChanged(time.time(), "", 1))
 
     def submit(self, assignments: Sequence[Assignment]) -> None:
         """Run bundles."""
+        for assignment in assignments:
+            self._roll.add(assignment.spec)
         for assignment in assignments:
             bundle = assignment.emit.bundle
             if bundle in self._dropped:
@@ -130,7 +134,12 @@ class CallerSession:
             case "started":
                 self._report(BundleStarted(message["at"], message["bundle"], message["worker"]))
             case "ended":
-                self._report(payloads.unpack_ended(message))
+                ended = payloads.unpack_ended(message)
+                self._roll.ended(ended)
+                self._report(ended)
+            case "said":
+                for said in payloads.unpack_said(message):
+                    self._report(said)
             case "lost":
                 reason = "an earlier execution of the bundle left no result"
                 self._report(
@@ -140,6 +149,12 @@ class CallerSession:
     def cancel(self, bundles: Sequence[int]) -> None:
         """Do not begin bundles."""
         self._dropped.update(bundles)
+        self._roll.drop(bundles)
+
+    def stop(self, jobs: Sequence[tuple[str, int]], reason: str, grace: float) -> None:
+        """Ask jobs to stop. Nothing can be stopped by force in the caller's thread."""
+        request = channel.Ask(reason, time.monotonic() + grace)
+        channel.ask(self._run, self._roll.ask(jobs, request), reason, grace)
 
     def release(self, bundles: Sequence[int]) -> None:
         """Forget values."""
@@ -148,4 +163,5 @@ class CallerSession:
 
     def close(self, *, kill: bool = False) -> None:
         """Forget everything."""
+        channel.forget(self._run)
         self._values.clear()

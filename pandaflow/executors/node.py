@@ -8,9 +8,11 @@ run's topic, so that values stay on the workers and only outcomes reach the driv
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from pandaflow.core.bundle import BundleSpec, BundleValues, Missing
+from pandaflow.executors import channel, supervise
 from pandaflow.executors import payload as payloads
 from pandaflow.executors.supervise import is_cancelled
 
@@ -48,6 +50,14 @@ async def cancel_on_worker(run: str, bundles: list[int]) -> None:
     """Stop bundles on this worker; the scheduler calls it in the worker's event loop."""
     for bundle in bundles:
         payloads.cancel(run, bundle)
+
+
+async def stop_on_worker(
+    run: str, jobs: Sequence[channel.Begun], reason: str, grace: float
+) -> None:
+    """Ask jobs to stop, those that this worker may get later included."""
+    channel.ask(run, jobs, reason, grace)
+    supervise.look()
 
 
 async def forget_on_worker(run: str) -> None:

@@ -19,6 +19,7 @@ from pandaflow.core.events import BundleEnded
 from pandaflow.core.model import Failure
 from pandaflow.data.results import Claim, Encoded, ResultStore, encode
 from pandaflow.executors import cache, capture, supervise
+from pandaflow.executors.channel import STOPPED, Outbox, outbox_of, unpack_said
 from pandaflow.executors.command import CommandPayload
 from pandaflow.executors.jobs import JobContext, JobLoop, current_job, job_seed
 from pandaflow.executors.outcome import BundleAbandoned, Skip, pack_ended, unpack_ended
@@ -40,6 +41,7 @@ __all__ = [
     "pack_ended",
     "run_bundle",
     "unpack_ended",
+    "unpack_said",
 ]
 
 Isolation = Literal["process", "thread", "caller"]
@@ -69,7 +71,9 @@ def run_bundle(
         Upstream values, as ``spec.outputs`` counts them.
     report : callable
         Gets plain dicts that msgpack can carry: ``{"op": "started", ...}``, then either
-        ``{"op": "ended", ...}`` (see :func:`unpack_ended`) or ``{"op": "lost", ...}``.
+        ``{"op": "ended", ...}`` (see :func:`unpack_ended`) or ``{"op": "lost", ...}``. In
+        between, and from another thread, ``{"op": "said", ...}``: what the jobs of the run's
+        bundles send on this worker (see :func:`unpack_said`).
     worker : str
         Who runs it, for the report.
     isolation : {'process', 'thread', 'caller'}
@@ -95,7 +99,7 @@ def run_bundle(
         return _not_written(spec, BundleEnded(at=0.0, bundle=spec.bundle), error, report)
     report({"op": "started", "bundle": spec.bundle, "worker": worker, "at": time.time()})
     try:
-        bundle = _Bundle(spec, store, isolation)
+        bundle = _Bundle(spec, store, isolation, _outbox(spec, worker, isolation, report))
         outcome = (
             bundle.join() if spec.join is not None else bundle.run(payload, deps, claim, workdir)
         )
@@ -105,6 +109,12 @@ def run_bundle(
     if outcome.stuck and isolation == "process" and on_stuck is not None:
         on_stuck()
     return values
+
+
+def _outbox(spec: BundleSpec, worker: str, isolation: Isolation, report: Report) -> Outbox:
+    if isolation == "caller":
+        return Outbox(report, at_once=True)
+    return outbox_of(spec.run, worker, report)
 
 
 def _claimed(spec: BundleSpec, store: ResultStore, worker: str, report: Report) -> Claim:
@@ -130,8 +140,11 @@ class _Outcome:
 class _Bundle:
     """One execution of a bundle."""
 
-    def __init__(self, spec: BundleSpec, store: ResultStore, isolation: Isolation) -> None:
+    def __init__(
+        self, spec: BundleSpec, store: ResultStore, isolation: Isolation, outbox: Outbox
+    ) -> None:
         self._spec, self._store, self._isolation = spec, store, isolation
+        self._outbox = outbox
         self._sink = capture.Sink(
             self._open_log,
             live=len(spec.jobs) == 1 or not spec.seconds,
@@ -154,6 +167,7 @@ class _Bundle:
             caller=caller,
             workdir=workdir,
         )
+        loop.outbox = self._outbox
         if caller:
             with supervise.enlisted(spec.run, spec.bundle, loop.track):
                 loop.run()
@@ -176,6 +190,7 @@ class _Bundle:
     def persist(self, outcome: _Outcome, worker: str, report: Report) -> BundleValues:
         """Write the values, then report: in this order nothing finished is ever lost."""
         spec, store, values = self._spec, self._store, outcome.values
+        self._outbox.flush()
         encoded = encode(values)
         ended = replace(
             outcome.ended,
@@ -228,11 +243,13 @@ class _Bundle:
             "thread": "so its thread was left behind and may go on",
         }[self._isolation]
         failure = replace(failure, message=f"{failure.message}; it did not react, {gone}")
-        values = outcome.values.copy()
-        values[at] = Missing(failure.message)
-        failures = {**outcome.ended.failures, at: failure}
-        rest = outcome.ended.unstarted[1:]
-        ended = replace(outcome.ended, failures=failures, unstarted=rest)
+        asked, values = failure.kind == STOPPED, outcome.values.copy()
+        values[at] = Missing(failure.message, absent=asked)
+        ended = replace(outcome.ended, unstarted=outcome.ended.unstarted[1:])
+        if asked:
+            ended = replace(ended, skipped={**ended.skipped, at: failure.message})
+        else:
+            ended = replace(ended, failures={**ended.failures, at: failure})
         return replace(outcome, values=values, ended=ended, stuck=True)
 
     def _outcome(self, loop: JobLoop, first: int, stop: int) -> _Outcome:

@@ -25,6 +25,8 @@ from typing import Any, Literal
 import psutil
 
 from pandaflow.core.model import Failure, Resources
+from pandaflow.executors import channel
+from pandaflow.executors.channel import STOPPED, Ask
 
 #: Seconds between two looks at a payload thread, and how long a stopped job may take to react.
 PERIOD, GRACE = 0.1, 0.5
@@ -68,9 +70,17 @@ class Track:
         The payload watches ``wanted`` itself (commands) and needs no exception.
     memory : int or None
         Limit of the running job, bytes.
+    asked : callable
+        Given a position, tells whether the driver wants that job to stop.
     """
 
-    def __init__(self, *, soft: bool = False, memory: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        soft: bool = False,
+        memory: int | None = None,
+        asked: Callable[[int], Ask | None] = lambda position: None,
+    ) -> None:
         self.position, self.began = 0, perf_counter()
         self.halt = self.cancelled = False
         self.running: dict[int, bool] = {}
@@ -83,7 +93,7 @@ class Track:
         self.weighed = False
         self.ended, self.wake = threading.Event(), threading.Event()
         self.crash: BaseException | None = None
-        self.soft = soft
+        self.soft, self.asked = soft, asked
         self._lock = threading.Lock()
         self._ident: int | None = None
         self._taken: int | None = None
@@ -269,6 +279,12 @@ def cancel(run: str, bundle: int) -> bool:
     return True
 
 
+def look() -> None:
+    """Have all supervisors of this process look now what they are to do."""
+    for track in list(_live.values()):
+        track.wake.set()
+
+
 def is_cancelled(run: str, bundle: int) -> bool:
     """Return whether :func:`cancel` was called for a bundle, of this process or not."""
     return (run, bundle) in _cancelled
@@ -276,6 +292,7 @@ def is_cancelled(run: str, bundle: int) -> bool:
 
 def forget(run: str) -> None:
     """Stop and forget whatever jobs of a run were left running and never joined."""
+    channel.forget(run)
     for key in [key for key in _left if key[0] == run]:
         cancel(*key)
     _cancelled.difference_update([key for key in _cancelled if key[0] == run])
@@ -466,15 +483,27 @@ class Supervisor:
             until = 0.01
         if self._walltime is not None:
             until = min(until, track.began + self._walltime - perf_counter())
+        ask = track.asked(track.position)
+        if ask is not None:
+            until = min(until, ask.force_at - monotonic())
         return max(until, 0.005)
 
     def _obey(self) -> bool:
         """Stop the job if somebody or some limit says so; False if it does not react."""
         position, began = self.track.position, self.track.began
-        failure = CANCELLED if self.track.cancelled else self._over_limit(began)
+        failure = CANCELLED if self.track.cancelled else self._unwanted(position)
+        failure = failure or self._over_limit(began)
         if failure is None or not self.track.interrupt(position, failure):
             return True
         return self._stopped(position, failure)
+
+    def _unwanted(self, position: int) -> Failure | None:
+        """Tell whether the driver wants the job to end, and it was given time enough."""
+        ask = self.track.asked(position)
+        # A command cannot see that it is asked, so there is nothing to wait for.
+        if ask is None or not (self.track.soft or monotonic() >= ask.force_at):
+            return None
+        return Failure(kind=STOPPED, message=ask.reason, charged=False)
 
     def _over_limit(self, began: float) -> Failure | None:
         wall = perf_counter() - began

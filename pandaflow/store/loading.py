@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from typing import TypeAlias
 
 import sqlalchemy as sa
 
@@ -13,6 +14,12 @@ from pandaflow.ports import BundleState, RunState, TaskState
 from pandaflow.store.database import Database
 from pandaflow.store.schema import attempts, bundles, datasets, items, jobs, runs, tasks
 from pandaflow.store.spec import parse_task, parse_workflow
+
+#: Index, state, attempt, bundle and earliest time of a job.
+_JobRow: TypeAlias = tuple[int, str, int, int | None, float]
+_JOBS = sa.select(jobs.c.idx, jobs.c.status, jobs.c.attempt, jobs.c.bundle, jobs.c.not_before)
+#: Tasks with at most so many jobs have them read together with those of other tasks.
+_FEW = 100
 
 
 class RunLoader:
@@ -30,7 +37,7 @@ class RunLoader:
         self._database, self._run, self._run_id = database, run, run_id
 
     def load(self) -> RunState:
-        """Return the run as last committed; jobs are read while they are iterated."""
+        """Return the run as last committed; jobs of large tasks are read when iterated."""
         with self._database.read() as connection:
             run = connection.execute(sa.select(runs).where(runs.c.no == self._run)).one()
             spec = parse_workflow(run.spec, self._run_id)
@@ -53,6 +60,7 @@ class RunLoader:
             query.order_by(items.c.dataset, items.c.position)
         ):
             arrivals.setdefault(task, []).append((job, count))
+        few = self._few_jobs(connection)
         failures, losses = self._failures(connection, 1), self._failures(connection, 0)
         rows = connection.execute(
             sa.select(tasks).where(tasks.c.run == self._run).order_by(tasks.c.id)
@@ -65,7 +73,9 @@ class RunLoader:
                 n=row.n,
                 closed=row.closed,
                 initial=JOB_CODES[row.initial].value,
-                jobs=_JobRows(self._database, self._run, row.id),
+                jobs=few.get(row.id, ())
+                if row.n <= _FEW
+                else _JobRows(self._database, self._run, row.id),
                 failures=failures.get(row.id, {}),
                 losses=losses.get(row.id, {}),
                 arrivals=arrivals.get(row.id, ()),
@@ -73,6 +83,19 @@ class RunLoader:
             )
             for row in rows
         ]
+
+    def _few_jobs(self, connection: sa.Connection) -> dict[int, list[_JobRow]]:
+        """Read the jobs of all small tasks at once: there may be thousands of such tasks."""
+        query = (
+            _JOBS.add_columns(jobs.c.task)
+            .join(tasks, sa.and_(tasks.c.run == jobs.c.run, tasks.c.id == jobs.c.task))
+            .where(jobs.c.run == self._run, tasks.c.n <= _FEW)
+            .order_by(jobs.c.task, jobs.c.idx)
+        )
+        out: dict[int, list[_JobRow]] = {}
+        for *row, task in connection.execute(query):
+            out.setdefault(task, []).append(_job_row(*row))
+        return out
 
     def _failures(self, connection: sa.Connection, charged: int) -> dict[int, dict[int, int]]:
         """Count failures by task and job, since a person last asked to try again."""
@@ -122,19 +145,19 @@ class _JobRows:
     def __init__(self, database: Database, run: int, task: int) -> None:
         self._database, self._run, self._task = database, run, task
 
-    def __iter__(self) -> Iterator[tuple[int, str, int, int | None, float]]:
+    def __iter__(self) -> Iterator[_JobRow]:
         j = jobs.c
-        query = (
-            sa.select(j.idx, j.status, j.attempt, j.bundle, j.not_before)
-            .where(j.run == self._run, j.task == self._task)
-            .order_by(j.idx)
-        )
+        query = _JOBS.where(j.run == self._run, j.task == self._task).order_by(j.idx)
         with self._database.read() as connection:
             with connection.execution_options(yield_per=5000).execute(query) as rows:
-                for idx, status, attempt, bundle, not_before in chain.from_iterable(
-                    rows.partitions()
-                ):
-                    yield idx, JOB_CODES[status], attempt, bundle, not_before or 0.0
+                for row in chain.from_iterable(rows.partitions()):
+                    yield _job_row(*row)
+
+
+def _job_row(
+    idx: int, status: int, attempt: int, bundle: int | None, not_before: float | None
+) -> _JobRow:
+    return idx, JOB_CODES[status], attempt, bundle, not_before or 0.0
 
 
 def _jobs(first: int, last: int, listed: Sequence[int] | None) -> Jobs:

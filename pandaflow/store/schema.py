@@ -4,12 +4,14 @@
 * A job has no row before something happens to it: it is in its task's ``initial`` state. A
   million-job task starts as one row.
 * A live or finished job has an attempt; counts are never negative and add up to ``n``.
-* ``attempts`` and ``events`` are only ever appended to.
+* ``attempts``, ``events`` and ``study_log`` are only ever appended to.
+* A trial of a study is asked once and told once.
 
 Job states are small numbers here (``job_statuses`` and the view ``job_states`` name them):
 CHECKs and partial indexes on text made each change of state four times dearer (measured on
 SQLite: 2.2 against 8.1 us of CPU for sent, running and finished together). For the same reason
-``jobs``, ``attempts`` and ``events`` have no foreign keys; only a fenced driver writes them.
+``jobs``, ``attempts``, ``events`` and ``study_log`` have no foreign keys; only a fenced driver
+or writer writes them.
 
 ``migrations/`` creates and upgrades this; a test compares the two.
 """
@@ -24,7 +26,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from pandaflow.core.status import JOB_CODES, JobStatus, RunStatus, TaskStatus
 
 #: Newest revision of the schema, as in ``migrations/versions``.
-HEAD = "0001"
+HEAD = "0002"
 #: Where Alembic keeps the revision; its own name, so that a database can be shared.
 VERSION_TABLE = "pandaflow_version"
 
@@ -296,4 +298,53 @@ requests = sa.Table(
     ),
     # Ids are never given twice, also when rows were removed by hand.
     sqlite_autoincrement=True,
+)
+
+studies = sa.Table(
+    "studies",
+    metadata,
+    sa.Column("no", sa.Integer, primary_key=True, comment="short key of the log"),
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("status", sa.Text, nullable=False, server_default="running"),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("changed", sa.Double, nullable=False),
+    # Text, no JSONB: that would sort the keys and make 0.0 of -0.0.
+    sa.Column("head", sa.Text, nullable=False, comment="the definition, as JSON"),
+    sa.Column("summary", sa.Text, nullable=False, server_default="{}", comment="as JSON"),
+    sa.Column("run", sa.Text, comment="id of the run that carries its trials"),
+    sa.Column("records", sa.Integer, nullable=False, server_default="0", comment="of its log"),
+    sa.Column("owner_host", sa.Text),
+    sa.Column("owner_pid", sa.Integer),
+    sa.Column("owner_started", sa.Double),
+    sa.Column("owner_token", sa.Text),
+    sa.Column("lease_until", sa.Double),
+    sa.Column("fence", sa.Integer, nullable=False, server_default="0"),
+    sa.CheckConstraint("status IN ('running', 'stopped', 'done', 'failed')", name="status"),
+    sa.CheckConstraint("(owner_token IS NULL) = (lease_until IS NULL)", name="lease"),
+    # A deleted study's number is not given again: a late reader or writer must not meet another.
+    sqlite_autoincrement=True,
+)
+
+study_log = sa.Table(
+    "study_log",
+    metadata,
+    _key("study"),
+    _key("seq"),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("trial", sa.Integer),
+    sa.Column("body", sa.Text, nullable=False, comment="JSON; text keeps floats as written"),
+    sa.CheckConstraint("trial IS NOT NULL OR kind NOT IN ('ask', 'tell')", name="trial"),
+    *(
+        sa.Index(
+            f"ix_study_log_{kind}",
+            "study",
+            "trial",
+            unique=True,
+            sqlite_where=sa.text(f"kind = '{kind}'"),
+            postgresql_where=sa.text(f"kind = '{kind}'"),
+        )
+        for kind in ("ask", "tell")
+    ),
+    sqlite_with_rowid=False,
 )

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from pandaflow.core.errors import StoreError
-from pandaflow.core.model import Failure, TaskSpec, WorkflowSpec
+from pandaflow.core.model import Failure, Fragment, TaskSpec, WorkflowSpec
 
 _T = TypeVar("_T")
 
@@ -28,6 +28,11 @@ def _tasks() -> TypeAdapter[TaskSpec]:
     return TypeAdapter(TaskSpec)
 
 
+@cache
+def _fragments() -> TypeAdapter[Fragment]:
+    return TypeAdapter(Fragment)
+
+
 def clean(text: str) -> str:
     """Return ``text`` without NULs and lone surrogates, which databases refuse."""
     if text.isascii() and "\0" not in text:
@@ -43,6 +48,11 @@ def dump_workflow(spec: WorkflowSpec) -> dict[str, Any]:
 def dump_task(spec: TaskSpec) -> dict[str, Any]:
     """Return ``spec`` as a JSON-ready dict, ``{"version": 1, "task": ...}``."""
     return {"version": VERSION, "task": _tasks().dump_python(spec, mode="json")}
+
+
+def dump_fragment(fragment: Fragment) -> dict[str, Any]:
+    """Return ``fragment`` as a JSON-ready dict, ``{"version": 1, "fragment": ...}``."""
+    return {"version": VERSION, "fragment": _fragments().dump_python(fragment, mode="json")}
 
 
 def dump_failure(failure: Failure) -> str:
@@ -79,6 +89,17 @@ def parse_task(value: object, run_id: str) -> TaskSpec:
         Names the run when the text is of another version, or damaged.
     """
     return _parse("task", _tasks(), value, f"a task of run {run_id}")
+
+
+def parse_fragment(value: object) -> Fragment:
+    """Parse what :func:`dump_fragment` made.
+
+    Raises
+    ------
+    StoreError
+        The text is of another version, or damaged.
+    """
+    return _parse("fragment", _fragments(), value, "a fragment")
 
 
 def _parse(name: str, adapter: TypeAdapter[_T], value: object, owner: str) -> _T:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,16 @@ import sqlalchemy as sa
 from pandaflow.config import read_settings
 from pandaflow.core.errors import RunLocked, StoreError
 from pandaflow.core.model import SourceSpec, TaskSpec, WorkflowSpec
-from pandaflow.ports import Owner, RunState
+from pandaflow.ports import LogRecord, Owner, RunState, StudyState
 from pandaflow.store.database import Database
 from pandaflow.store.driver import SqlDriver
 from pandaflow.store.loading import RunLoader
 from pandaflow.store.owner import hold, is_gone, let_go, this_process
 from pandaflow.store.reader import SqlReader, find_run
-from pandaflow.store.schema import datasets, requests, runs, tasks
+from pandaflow.store.schema import datasets, requests, runs, studies, tasks
 from pandaflow.store.spec import dump_task, dump_workflow
 from pandaflow.store.statements import NOW, Statements
+from pandaflow.store.studies import SqlStudies, SqlStudyWriter, delete_study
 
 __all__ = ["SqlStore", "open_store", "this_process"]
 
@@ -42,7 +43,7 @@ def open_store(url: str | Path | None = None) -> SqlStore:
 
 
 class SqlStore:
-    """A :class:`pandaflow.ports.StateStore` on SQLite or PostgreSQL.
+    """A :class:`pandaflow.ports.StateStore` and ``StudyStore`` on SQLite or PostgreSQL.
 
     Safe to use from several threads and processes; a process that forks opens its own.
 
@@ -56,6 +57,7 @@ class SqlStore:
     def __init__(self, url: str, *, timeout: float = 30.0) -> None:
         self._database = Database(url, timeout)
         self._sql = Statements(self._database.dialect)
+        self._studies = SqlStudies(self._database)
         self._timeout = timeout
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -109,24 +111,16 @@ class SqlStore:
         RunNotFound
         """
         with self._database.write() as connection:
-            number, _ = find_run(connection, run_id)
-            # Waits for a commit of the present driver on PostgreSQL; SQLite is locked already.
-            query = sa.select(runs, (runs.c.lease_until - _now(connection)).label("left"))
-            row = connection.execute(query.where(runs.c.no == number).with_for_update()).one()
-            _check_lease(row, owner)
-            taken = sa.update(runs).where(runs.c.no == number)
-            connection.execute(
-                taken.values(
-                    owner_host=owner.host,
-                    owner_pid=owner.pid,
-                    owner_started=owner.started,
-                    owner_token=owner.token,
-                    lease_until=_now(connection) + ttl,
-                    fence=row.fence + 1,
+            number, full = find_run(connection, run_id)
+            row = _lease_row(connection, runs, number)
+            if holder := _holder(row, owner):
+                raise RunLocked(
+                    f"run {full} is driven by {holder}; attach to it instead, or stop that process"
                 )
-            )
-        hold(owner)
-        driver = SqlDriver(self._database, self._sql, number, row.id, fence=row.fence + 1, ttl=ttl)
+            fence = _take_lease(connection, runs, row, owner, ttl)
+            # Before others see the lease: another thread must not take its holder for gone.
+            hold(owner)
+        driver = SqlDriver(self._database, self._sql, number, full, fence=fence, ttl=ttl)
         driver.on_release = lambda: let_go(owner)
         return driver
 
@@ -171,6 +165,74 @@ class SqlStore:
         owner = Owner(row.owner_host, row.owner_pid, row.owner_started, row.owner_token)
         return not is_gone(owner, this_process().host)
 
+    def create_study(self, name: str, head: Mapping[str, Any], created: float) -> None:
+        """Record a new study, status ``running``, with an empty log.
+
+        Raises
+        ------
+        StoreError
+            There is a study of that name, ``head`` is not JSON, or the database refused.
+        """
+        self._studies.create(name, head, created)
+
+    def study(self, name: str) -> StudyState | None:
+        """Return a study without its log; None if there is none of that name."""
+        return self._studies.get(name)
+
+    def studies(self, limit: int = 100) -> list[StudyState]:
+        """Return the newest studies, newest first."""
+        return self._studies.newest(limit)
+
+    def study_log(self, name: str, after: int = 0) -> Iterator[LogRecord]:
+        """Return a study's records after number ``after`` that were there at the call.
+
+        Reads them in pages: may go on while the study is written.
+
+        Raises
+        ------
+        StoreError
+            There is no such study.
+        """
+        return self._studies.log(name, after)
+
+    def write_study(self, name: str, owner: Owner, ttl: float) -> SqlStudyWriter:
+        """Take the lease of a study, by the rules of :meth:`drive`.
+
+        Raises
+        ------
+        RunLocked
+            Another live owner has it; names it.
+        StoreError
+            There is no such study.
+        """
+        with self._database.write() as connection:
+            number = self._studies.number(connection, name)
+            row = _lease_row(connection, studies, number)
+            _check_free(row, owner)
+            fence = _take_lease(connection, studies, row, owner, ttl)
+            # Before others see the lease: another thread must not take its holder for gone.
+            hold(owner)
+        writer = SqlStudyWriter(
+            self._database, number, name, fence=fence, records=row.records, ttl=ttl
+        )
+        writer.on_release = lambda: let_go(owner)
+        return writer
+
+    def delete_study(self, name: str) -> None:
+        """Forget a study and its log.
+
+        Raises
+        ------
+        RunLocked
+            A live process writes it; names it.
+        StoreError
+            There is no such study.
+        """
+        with self._database.write() as connection:
+            number = self._studies.number(connection, name)
+            _check_free(_lease_row(connection, studies, number), this_process())
+            delete_study(connection, number)
+
     @property
     def path(self) -> Path | None:
         """The database file; None where there is none."""
@@ -213,14 +275,44 @@ def _source_row(run: int, source: SourceSpec) -> dict[str, Any]:
     }
 
 
-def _check_lease(row: sa.Row[Any], owner: Owner) -> None:
-    """Refuse if somebody else holds a lease that is neither over nor of a dead process."""
+def _lease_row(connection: sa.Connection, table: sa.Table, number: int) -> sa.Row[Any]:
+    """Lock and return a row of ``runs`` or ``studies``; ``left``: seconds left of its lease."""
+    # Waits for a commit of the present driver on PostgreSQL; SQLite is locked already.
+    query = sa.select(table, (table.c.lease_until - _now(connection)).label("left"))
+    return connection.execute(query.where(table.c.no == number).with_for_update()).one()
+
+
+def _take_lease(
+    connection: sa.Connection, table: sa.Table, row: sa.Row[Any], owner: Owner, ttl: float
+) -> int:
+    """Write down the new owner; return the new fence."""
+    taken = sa.update(table).where(table.c.no == row.no)
+    connection.execute(
+        taken.values(
+            owner_host=owner.host,
+            owner_pid=owner.pid,
+            owner_started=owner.started,
+            owner_token=owner.token,
+            lease_until=_now(connection) + ttl,
+            fence=row.fence + 1,
+        )
+    )
+    return int(row.fence) + 1
+
+
+def _holder(row: sa.Row[Any], owner: Owner) -> str:
+    """Name who else holds a lease that is neither over nor of a dead process; "" if nobody."""
     if row.owner_token in (None, owner.token) or row.left <= 0:
-        return
+        return ""
     holder = Owner(row.owner_host, row.owner_pid, row.owner_started, row.owner_token)
     if is_gone(holder, owner.host):
-        return
-    raise RunLocked(
-        f"run {row.id} is driven by process {holder.pid} on {holder.host} (its lease lasts "
-        f"{row.left:.0f} s more); attach to it instead, or stop that process"
-    )
+        return ""
+    return f"process {holder.pid} on {holder.host} (its lease lasts {row.left:.0f} s more)"
+
+
+def _check_free(row: sa.Row[Any], owner: Owner) -> None:
+    """Refuse if somebody else writes the study."""
+    if holder := _holder(row, owner):
+        raise RunLocked(
+            f"study {row.name!r} is written by {holder}; read it meanwhile, or stop that process"
+        )

@@ -16,7 +16,7 @@ executor's workers must be able to reach.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ import pytest
 
 import pandaflow as pf
 from pandaflow.core.chunking import Fixed
-from pandaflow.core.events import BundleEnded, BundleLost, BundleStarted, SlotsChanged
-from pandaflow.ports import Executor
+from pandaflow.core.events import BundleEnded, BundleLost, BundleStarted, JobSaid, SlotsChanged
+from pandaflow.ports import Channel, Executor
 from pandaflow.testing import payloads
 from pandaflow.testing.probe import PATIENCE, Probe
 
@@ -42,6 +42,11 @@ def still(path: Path, seconds: float = 0.4) -> bool:
         if path.stat().st_size == size:
             return True
     return False
+
+
+def messages(probe: Probe, bundle: int) -> list[Any]:
+    """Return what the jobs of a bundle have sent so far, in order of arrival."""
+    return [event.body for event in probe.of(bundle) if isinstance(event, JobSaid)]
 
 
 class SessionTests:
@@ -255,6 +260,117 @@ class SessionTests:
         assert two.values(5) == [2]
         two.session.close()
 
+    # --- the channel, of sessions that have one ---------------------------------------------------
+
+    def test_messages_arrive_in_order_and_before_the_end(self, probe: Probe) -> None:
+        self._channel(probe)
+
+        def talk(n: int) -> int:
+            job = pf.current_job()
+            return sum(job.send({"step": step}) for step in range(n))
+
+        probe.submit(probe.bundle(1, talk, [3, 2_000, 1]), probe.bundle(2, talk, [4]))
+        assert (probe.values(1), probe.values(2)) == ([3, 2_000, 1], [4])
+        events = probe.of(1)
+        said = [event for event in events if isinstance(event, JobSaid)]
+        expected = [(job, step) for job, n in enumerate((3, 2_000, 1)) for step in range(n)]
+        assert [(event.job, event.body["step"]) for event in said] == expected
+        assert {(event.task, event.attempt) for event in said} == {("probe", 1)}
+        kinds = [type(event) for event in events]
+        assert kinds.index(BundleEnded) == len(kinds) - 1
+        assert messages(probe, 2) == [{"step": step} for step in range(4)]
+
+    def test_a_message_that_cannot_be_sent_fails_its_job_only(self, probe: Probe) -> None:
+        self._channel(probe)
+
+        def talk(x: int) -> int:
+            pf.current_job().send({"x": object() if x == 1 else x})
+            return x
+
+        probe.submit(probe.bundle(1, talk, [0, 1, 2]))
+        report = probe.ended(1)
+        assert list(report.failures) == [1]
+        assert "JSON" in report.failures[1].message
+        assert messages(probe, 1) == [{"x": 0}, {"x": 2}]
+
+    def test_one_job_of_a_bundle_is_stopped_by_force(self, probe: Probe) -> None:
+        channel = self._channel(probe, stop=True)
+        work = _endless_if("deaf")
+        probe.submit(probe.bundle(1, work, ["a", "b", "deaf", "d", "e"]))
+        probe.until(lambda: len(messages(probe, 1)) == 3)
+        channel.stop([("probe", 2), ("other", 4)], "no hope", 0.1)
+        report = probe.ended(1)
+        assert report.skipped == {2: "no hope"}
+        assert (report.failures, report.unstarted) == ({}, ())
+        values = probe.values(1)
+        assert values[:2] + values[3:] == ["a", "b", "d", "e"]
+        assert len(messages(probe, 1)) == 5
+
+    def test_a_job_that_polls_ends_as_it_likes(self, probe: Probe) -> None:
+        channel = self._channel(probe, stop=True)
+        probe.submit(probe.bundle(1, _endless_if("polite"), ["polite"]))
+        probe.until(lambda: len(messages(probe, 1)) == 1)
+        channel.stop([("probe", 0)], "no hope", 2 * PATIENCE)
+        report = probe.ended(1)
+        assert (report.skipped, report.failures) == ({}, {})
+        assert probe.values(1) == ["no hope"]
+
+    def test_a_job_that_waits_in_its_bundle_never_begins(
+        self, probe: Probe, tmp_path: Path
+    ) -> None:
+        channel = self._channel(probe, stop=True)
+        work, gate = _endless_if("polite"), tmp_path / "gate"
+
+        def begin(x: str) -> Any:
+            value = work(x)
+            return value if x == "after" else payloads.wait_for(str(gate))
+
+        probe.submit(probe.bundle(1, begin, ["first", "not wanted", "after"]))
+        probe.until(lambda: len(messages(probe, 1)) == 1)
+        channel.stop([("probe", 1)], "too late", 2 * PATIENCE)
+        time.sleep(0.2)  # it is on its way
+        gate.touch()
+        assert probe.ended(1).skipped == {1: "too late"}
+        assert messages(probe, 1) == [{"begun": "first"}, {"begun": "after"}]
+
+    def test_a_bundle_that_waits_for_a_slot_is_asked_as_well(
+        self, probe: Probe, tmp_path: Path
+    ) -> None:
+        channel = self._channel(probe, stop=True)
+        first = probe.bundle(1, payloads.wait_for, [str(tmp_path / "gate")])
+        second = probe.dependent(2, _endless_if(str(tmp_path / "gate")), first)
+        probe.submit(first, replace(second, spec=replace(second.spec, name="second")))
+        probe.started(1)
+        channel.stop([("second", 0)], "not wanted", 0.2)
+        time.sleep(0.2)
+        (tmp_path / "gate").touch()
+        assert probe.ended(2).skipped == {0: "not wanted"}
+        assert messages(probe, 2) == []
+
+    def test_a_stop_is_about_the_attempts_that_are_out(self, probe: Probe) -> None:
+        channel = self._channel(probe, stop=True)
+        work = _endless_if("deaf")
+        probe.submit(probe.bundle(1, work, ["a"]))
+        probe.ended(1)
+        channel.stop([("probe", 0)], "it has ended", 0.0)
+        probe.submit(probe.bundle(2, work, ["b"], attempt=2))
+        assert probe.values(2) == ["b"]
+        assert probe.ended(2).skipped == {}
+        probe.submit(probe.bundle(3, work, ["deaf"], attempt=3))
+        probe.until(lambda: len(messages(probe, 3)) == 1)
+        channel.stop([("probe", 0)], "this one", 0.0)
+        probe.submit(probe.bundle(4, work, ["c"], attempt=4))
+        assert probe.ended(3).skipped == {0: "this one"}
+        assert probe.values(4) == ["c"]
+        channel.stop([("probe", 0), ("nobody", 7)], "nobody is there", 0.0)
+
+    def _channel(self, probe: Probe, *, stop: bool = False) -> Channel:
+        if not isinstance(probe.session, Channel):
+            pytest.skip("its jobs cannot be reached while they run")
+        if stop:
+            self._only_asynchronous()
+        return probe.session
+
     # --- patience and loss ------------------------------------------------------------------------
 
     def test_slow_job_is_detached_and_joined(self, probe: Probe) -> None:
@@ -387,6 +503,22 @@ class RunTests:
 
 class ExecutorTests(SessionTests, RunTests):
     """What every executor must do. The subclass brings a fixture ``executor``."""
+
+
+def _endless_if(what: str) -> Callable[[str], str]:
+    """Return a payload that says that it begins, and goes on until it is stopped if told so."""
+
+    def work(x: str) -> str:
+        job = pf.current_job()
+        job.send({"begun": x})
+        end = time.monotonic() + payloads.LONGEST
+        while x == what and time.monotonic() < end:
+            if x == "polite" and job.stopping:
+                return job.stopping
+            time.sleep(0.005)
+        return x
+
+    return work
 
 
 def _store(folder: Path) -> str:

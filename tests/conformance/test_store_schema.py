@@ -23,7 +23,8 @@ import pandaflow.store
 from pandaflow.core.errors import StoreError
 from pandaflow.core.status import JOB_CODES
 from pandaflow.store.database import Database
-from pandaflow.store.schema import HEAD, VERSION_TABLE, metadata
+from pandaflow.store.schema import HEAD, VERSION_TABLE, metadata, runs, tasks
+from pandaflow.store.spec import dump_task, dump_workflow
 from pandaflow.store.sql import SqlStore, open_store, this_process
 from pandaflow.testing.postgres import PostgresServer
 from pandaflow.testing.records import bundle_records, example_spec, opening_records
@@ -93,6 +94,42 @@ def test_way_back(url):
     SqlStore(url).close()  # and up again
 
 
+def make_first_revision(url: str) -> None:
+    """Make a store as revision 0001 had it, with a run in it."""
+    spec, config, engine = example_spec(), alembic_config(), sa.create_engine(url)
+    run = {"no": 1, "id": "old", "name": spec.name, "status": "defined", "created": 1.0}
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        assert not sa.inspect(connection).has_table("studies")
+        more = {"spec": dump_workflow(spec), "params": dict(spec.params), "results": ""}
+        connection.execute(sa.insert(runs).values(**run, **more))
+        for task in spec.tasks:
+            row = {"run": 1, "id": task.id, "name": task.name, "internal": task.internal}
+            connection.execute(sa.insert(tasks).values(**row, spec=dump_task(task)))
+    engine.dispose()
+
+
+def test_store_of_the_first_revision_keeps_its_runs(url):
+    make_first_revision(url)
+    store = SqlStore(url)
+    assert [run["id"] for run in store.reader().runs()] == ["old"]
+    driver = store.drive("old", this_process(), 60.0)
+    assert driver.load().spec == example_spec()
+    driver.commit(opening_records(10))
+    driver.release()
+    store.create_study("new", {}, 2.0)
+    writer = store.write_study("new", this_process(), 60.0)
+    assert writer.append([(1.0, "ask", 0, {})]) == 1
+    writer.release()
+    store.close()
+    database = Database(url, 5.0)
+    with database.read() as connection:
+        query = sa.text(f"SELECT version_num FROM {VERSION_TABLE}")
+        assert connection.execute(query).scalar() == HEAD
+    database.dispose()
+
+
 def test_several_open_a_new_database_at_once(url):
     with ThreadPoolExecutor(4) as pool:
         stores = list(pool.map(SqlStore, [url] * 4))
@@ -128,6 +165,9 @@ def test_opening_again_keeps_everything(url):
 
 
 JOB = "INSERT INTO jobs (run, task, idx, status, attempt) VALUES "
+STUDY = "INSERT INTO studies (name, created, changed, head, status, lease_until) VALUES "
+LOG = "INSERT INTO study_log (study, seq, at, kind, trial, body) VALUES "
+TWICE = "UNIQUE constraint failed: study_log.study, study_log.trial"
 
 
 @pytest.mark.parametrize(
@@ -142,6 +182,11 @@ JOB = "INSERT INTO jobs (run, task, idx, status, attempt) VALUES "
         ("UPDATE runs SET status = 'busy'", "ck_runs_status"),
         ("UPDATE runs SET lease_until = 1.0", "ck_runs_lease"),
         ("UPDATE attempts SET charged = 1", "ck_attempts_charged"),
+        (STUDY + "('s', 1, 1, '{}', 'busy', NULL)", "ck_studies_status"),
+        (STUDY + "('s', 1, 1, '{}', 'done', 1)", "ck_studies_lease"),
+        (LOG + "(1, 1, 1, 'ask', NULL, '')", "ck_study_log_trial"),
+        (LOG + "(1, 1, 1, 'ask', 5, ''), (1, 2, 1, 'ask', 5, '')", f"{TWICE}|ix_study_log_ask"),
+        (LOG + "(1, 1, 1, 'tell', 5, ''), (1, 2, 1, 'tell', 5, '')", f"{TWICE}|ix_study_log_tell"),
     ],
 )
 def test_database_guards_its_rules(url, statement, rule):

@@ -1,0 +1,633 @@
+"""Search spaces: what an optimizer may vary, and what the objective is called with.
+
+A *point* is what is kept of a choice: a mapping of parameter names to plain values (float, int,
+text, truth value, None). The *arguments* of the objective follow from the point; they may be any
+objects. Whoever draws a point does it through a :class:`Suggester`, one parameter at a time, so
+that a declared space and a define-by-run function are the same thing to every optimizer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, Protocol, TypeAlias
+
+from pandaflow.core.errors import WorkflowError
+from pandaflow.core.signature import code_token
+
+Scalar: TypeAlias = float | int | str | bool | None
+Point: TypeAlias = dict[str, Scalar]
+
+
+# --- dimensions -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Float:
+    """A real number in ``[low, high]``; ``log``: uniform in its logarithm; ``step``: a raster."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_range(self.low, self.high, self.log, self.step)
+
+    def parse(self, value: Any) -> float:
+        """Return ``value`` as a float of this range.
+
+        Raises
+        ------
+        ValueError
+        """
+        number = _number(value)
+        if not self.low <= number <= self.high:
+            raise ValueError(f"{number!r} is outside [{self.low!r}, {self.high!r}]")
+        return number
+
+    def at(self, unit: float) -> float:
+        """Map a number of ``[0, 1)`` into the range."""
+        if self.step is not None:
+            steps = math.floor((self.high - self.low) / self.step + 1e-9) + 1
+            return min(self.high, self.low + self.step * int(unit * steps))
+        if self.log:
+            low, high = math.log(self.low), math.log(self.high)
+            return min(self.high, max(self.low, math.exp(low + unit * (high - low))))
+        return min(self.high, self.low + unit * (self.high - self.low))
+
+    def grid(self, points: int) -> list[float]:
+        """Return all values of a raster, or ``points`` values evenly spread, ends included."""
+        if self.step is not None:
+            steps = math.floor((self.high - self.low) / self.step + 1e-9) + 1
+            return [self.at((k + 0.5) / steps) for k in range(steps)]
+        if points == 1:
+            return [self.at(0.5)]
+        last = points - 1
+        return [self.low, *(self.at(k / last) for k in range(1, last)), self.high]
+
+
+@dataclass(frozen=True, slots=True)
+class Int:
+    """A whole number in ``[low, high]``; ``log``: uniform in its logarithm."""
+
+    low: int
+    high: int
+    log: bool = False
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high", "step"):
+            if type(getattr(self, name)) is not int:
+                raise WorkflowError(f"hpo.int: {name}={getattr(self, name)!r} is no whole number")
+        _check_range(self.low, self.high, self.log, None if self.step == 1 else self.step)
+        if self.step < 1:
+            raise WorkflowError(f"hpo.int: step={self.step!r} must be at least 1")
+
+    def parse(self, value: Any) -> int:
+        """Return ``value`` as a whole number of this range.
+
+        Raises
+        ------
+        ValueError
+        """
+        number = _number(value)
+        if number != int(number):
+            raise ValueError(f"{value!r} is no whole number")
+        if not self.low <= number <= self.high:
+            raise ValueError(f"{value!r} is outside [{self.low}, {self.high}]")
+        return int(number)
+
+    def at(self, unit: float) -> int:
+        """Map a number of ``[0, 1)`` into the range."""
+        if self.log:
+            low, high = math.log(self.low - 0.5), math.log(self.high + 0.5)
+            return min(self.high, max(self.low, round(math.exp(low + unit * (high - low)))))
+        steps = (self.high - self.low) // self.step + 1
+        return self.low + self.step * min(steps - 1, int(unit * steps))
+
+    def grid(self, points: int) -> list[int]:
+        """Return all values."""
+        del points
+        return list(range(self.low, self.high + 1, self.step))
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of some options.
+
+    Attributes
+    ----------
+    options : tuple
+        What the objective gets: any objects.
+    labels : tuple of scalars
+        What a point holds instead; the options themselves where these are plain values.
+    ordered : bool
+        The options have an order (small < medium < large) that optimizers may use.
+    branches : mapping of label to mapping of str to dimension
+        Parameters that exist only if this option is chosen.
+    """
+
+    options: tuple[Any, ...]
+    labels: tuple[Scalar, ...]
+    ordered: bool = False
+    branches: Mapping[Scalar, Mapping[str, Dimension]] = field(default_factory=dict)
+
+    def parse(self, value: Any) -> Scalar:
+        """Return the label of an option (or of its label).
+
+        Raises
+        ------
+        ValueError
+        """
+        for label, option in zip(self.labels, self.options, strict=True):
+            if _same(value, option) or _same(value, label):
+                return label
+        raise ValueError(f"{value!r} is none of {', '.join(map(repr, self.labels))}")
+
+    def option(self, label: Scalar) -> Any:
+        """Return the option behind a label."""
+        return self.options[_index(self.labels, label)]
+
+    def at(self, unit: float) -> Scalar:
+        """Map a number of ``[0, 1)`` to a label."""
+        return self.labels[min(len(self.labels) - 1, int(unit * len(self.labels)))]
+
+    def grid(self, points: int) -> list[Scalar]:
+        """Return all labels."""
+        del points
+        return list(self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A value that does not vary."""
+
+    value: Any
+
+
+Dimension: TypeAlias = Float | Int | Choice | Fixed
+
+
+def real(low: float, high: float, *, log: bool = False, step: float | None = None) -> Float:
+    """Return a real parameter (``hpo.float``).
+
+    Examples
+    --------
+    >>> from pandaflow import hpo
+    >>> hpo.float(0, 1)
+    Float(low=0.0, high=1.0, log=False, step=None)
+    """
+    try:
+        return Float(float(low), float(high), log, None if step is None else float(step))
+    except (TypeError, ValueError):
+        raise WorkflowError(f"hpo.float({low!r}, {high!r}): give two numbers") from None
+
+
+def log(low: float, high: float) -> Float:
+    """Return a positive real parameter that is uniform in its logarithm."""
+    return real(low, high, log=True)
+
+
+def integer(low: int, high: int, *, log: bool = False, step: int = 1) -> Int:
+    """Return a whole-number parameter, both ends included (``hpo.int``)."""
+    return Int(low, high, log, step)
+
+
+def choice(options: Sequence[Any] | Mapping[Any, Mapping[str, Any]]) -> Choice:
+    """Return a parameter that is one of some options.
+
+    Parameters
+    ----------
+    options : sequence, or mapping of option to dict of parameters
+        A mapping gives each option parameters of its own, which exist only if it is chosen:
+        ``choice({"bdt": {"depth": hpo.int(2, 12)}, "nn": {"width": hpo.int(8, 64)}})``.
+    """
+    if isinstance(options, Mapping):
+        labels = tuple(_label(k, option) for k, option in enumerate(options))
+        inner = [_dimensions(given) for given in options.values()]
+        branches = dict(zip(labels, inner, strict=True))
+        return Choice(tuple(options), labels, branches=branches)
+    return _choice(options, ordered=False)
+
+
+def ordinal(options: Sequence[Any]) -> Choice:
+    """Return a parameter that is one of some options that have an order."""
+    return _choice(options, ordered=True)
+
+
+def fixed(value: Any) -> Fixed:
+    """Return a parameter that does not vary."""
+    return Fixed(value)
+
+
+def _choice(options: Sequence[Any], *, ordered: bool) -> Choice:
+    if isinstance(options, str) or not isinstance(options, Sequence) or not options:
+        raise WorkflowError(f"hpo.choice takes a list of options, not {options!r}")
+    labels = tuple(_label(k, option) for k, option in enumerate(options))
+    if len({(type(label), label) for label in labels}) < len(labels):
+        raise WorkflowError(f"hpo.choice({list(options)!r}): an option is given twice")
+    return Choice(tuple(options), labels, ordered)
+
+
+def _label(number: int, option: Any) -> Scalar:
+    if option is None or isinstance(option, bool | int | str):
+        return option
+    if isinstance(option, float) and math.isfinite(option):
+        return option
+    text = getattr(option, "__name__", None) or repr(option)
+    return f"{number}: {text[:60]}"
+
+
+def _same(one: Any, other: Any) -> bool:
+    if type(one) is not type(other) and bool in (type(one), type(other)):
+        return False
+    try:
+        return bool(one is other or one == other)
+    except (TypeError, ValueError):  # arrays and the like compare in their own way
+        return False
+
+
+def _index(labels: Sequence[Scalar], label: Scalar) -> int:
+    for number, known in enumerate(labels):
+        if _same(known, label):
+            return number
+    raise ValueError(f"{label!r} is none of {', '.join(map(repr, labels))}")
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool | str | bytes):
+        raise ValueError(f"{value!r} is no number")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} is no number") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is not finite")
+    return number
+
+
+def _check_range(low: float, high: float, log: bool, step: float | None) -> None:
+    what = f"range [{low!r}, {high!r}]"
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise WorkflowError(f"{what}: both ends must be finite")
+    if low > high:
+        raise WorkflowError(f"{what}: the first number is above the second")
+    if log and low <= 0:
+        raise WorkflowError(f"{what}: a logarithmic range must be positive")
+    if step is not None and log:
+        raise WorkflowError(f"{what}: a step and a logarithm exclude each other")
+    if step is not None and not 0 < step:
+        raise WorkflowError(f"{what}: step={step!r} must be positive")
+
+
+# --- drawing ----------------------------------------------------------------------------
+
+
+class Suggester(Protocol):
+    """Whoever chooses a value for a parameter: an optimizer, a random number, a stored point."""
+
+    def suggest(self, name: str, dimension: Float | Int | Choice) -> Scalar:
+        """Return a value (of a choice: a label)."""
+        ...
+
+
+class RandomSuggester:
+    """Chooses uniformly; ``rng`` is a ``random.Random``."""
+
+    def __init__(self, rng: Any) -> None:
+        self._rng = rng
+
+    def suggest(self, name: str, dimension: Float | Int | Choice) -> Scalar:
+        """Draw a value."""
+        del name
+        return dimension.at(self._rng.random())
+
+
+class StoredSuggester:
+    """Gives the values of a point.
+
+    Raises
+    ------
+    WorkflowError
+        A parameter is missing or outside its range; names it.
+    """
+
+    def __init__(self, point: Mapping[str, Any]) -> None:
+        self._point = point
+        self.used: set[str] = set()
+
+    def suggest(self, name: str, dimension: Float | Int | Choice) -> Scalar:
+        """Return the point's value."""
+        if name not in self._point:
+            raise WorkflowError(f"parameter {name!r} is missing in {dict(self._point)!r}")
+        self.used.add(name)
+        try:
+            return dimension.parse(self._point[name])
+        except ValueError as error:
+            raise WorkflowError(f"parameter {name!r}: {error}") from None
+
+
+class Draw:
+    """What a define-by-run function gets: Optuna's verbs over any :class:`Suggester`."""
+
+    def __init__(self, suggester: Suggester, number: int = 0) -> None:
+        self._suggester = suggester
+        self.number = number
+        self.params: dict[str, Any] = {}
+        self.point: Point = {}
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """Choose a real number."""
+        return self._take(name, real(low, high, log=log, step=step))  # type: ignore[no-any-return]
+
+    def suggest_int(
+        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
+    ) -> int:
+        """Choose a whole number."""
+        return self._take(name, integer(low, high, log=log, step=step))  # type: ignore[no-any-return]
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """Choose one of some options."""
+        return self._take(name, choice(list(choices)))
+
+    def _take(self, name: str, dimension: Float | Int | Choice) -> Any:
+        if name not in self.params:
+            label = self._suggester.suggest(name, dimension)
+            self.point[name] = label
+            chosen = isinstance(dimension, Choice)
+            self.params[name] = dimension.option(label) if chosen else label  # type: ignore[union-attr]
+        return self.params[name]
+
+
+# --- spaces -----------------------------------------------------------------------------
+
+
+class Space:
+    """A declared search space.
+
+    Parameters
+    ----------
+    **dimensions
+        By parameter name: ``hpo.float``, ``hpo.log``, ``hpo.int``, ``hpo.choice``,
+        ``hpo.ordinal``, ``hpo.fixed``; a list is a choice, a ``range`` whole numbers, any
+        other plain value is fixed.
+
+    Examples
+    --------
+    >>> from pandaflow import hpo
+    >>> space = hpo.Space(lr=hpo.log(1e-5, 1e-1), depth=hpo.int(2, 12), kind=["bdt", "nn"])
+    >>> sorted(space.dimensions)
+    ['depth', 'kind', 'lr']
+    """
+
+    def __init__(self, dimensions: Mapping[str, Any] | None = None, /, **named: Any) -> None:
+        self._top = _dimensions({**(dimensions or {}), **named})
+        if not self._top:
+            raise WorkflowError("hpo.Space() is empty: name at least one parameter")
+        self.dimensions: dict[str, Dimension] = {}
+        for name, dimension in _flat(self._top):
+            if self.dimensions.setdefault(name, dimension) != dimension:
+                raise WorkflowError(f"parameter {name!r} is declared twice, and differently")
+
+    @property
+    def varied(self) -> dict[str, Float | Int | Choice]:
+        """The parameters that vary, conditional ones included."""
+        return {n: d for n, d in self.dimensions.items() if not isinstance(d, Fixed)}
+
+    @property
+    def conditional(self) -> bool:
+        """Whether some parameters exist only for some choices."""
+        return any(isinstance(d, Choice) and d.branches for d in self.dimensions.values())
+
+    @property
+    def top(self) -> Mapping[str, Dimension]:
+        """The parameters that always exist, in order; those of branches hang below choices."""
+        return self._top
+
+    def draw(self, suggester: Suggester, number: int = 0) -> Point:
+        """Choose a point, parameter by parameter."""
+        del number
+        point: Point = {}
+        _draw(self._top, suggester, point)
+        return point
+
+    def arguments(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the objective is called with at a point."""
+        out: dict[str, Any] = {}
+        _fill(self._top, point, out)
+        return out
+
+    def parse(self, given: Mapping[str, Any]) -> Point:
+        """Return ``given`` (values or labels by name) as a point.
+
+        Raises
+        ------
+        WorkflowError
+            A parameter is unknown, missing or outside its range.
+        """
+        return _parse(self, given)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the space as JSON-ready values; equal spaces give equal descriptions."""
+        return {name: _described(dimension) for name, dimension in self._top.items()}
+
+    @property
+    def digest(self) -> str:
+        """A short hash of the description."""
+        return _digest(self.describe())
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{name}={dimension!r}" for name, dimension in self._top.items())
+        return f"Space({inner})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Space) and self.describe() == other.describe()
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+class FunctionSpace:
+    """A define-by-run space: a function that calls ``suggest_*`` of the trial it is given.
+
+    What it returns (a dict) are the objective's arguments; None means the chosen parameters.
+    It runs where the optimizer runs, never with the objective.
+    """
+
+    conditional = True
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+
+    def draw(self, suggester: Suggester, number: int = 0) -> Point:
+        """Choose a point by calling the function."""
+        trial = Draw(suggester, number)
+        self._call(trial)
+        if not trial.point:
+            raise WorkflowError(f"space function {self._name!r} suggested no parameter")
+        return trial.point
+
+    def arguments(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the objective is called with at a point."""
+        return self._call(Draw(StoredSuggester(point)))
+
+    def parse(self, given: Mapping[str, Any]) -> Point:
+        """Return ``given`` as a point; see :meth:`Space.parse`."""
+        return _parse(self, given)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the function's name and the hash of its code."""
+        return {"function": self._name, "code": code_token(self.function)}
+
+    @property
+    def digest(self) -> str:
+        """A short hash of the description."""
+        return _digest(self.describe())
+
+    def _call(self, trial: Draw) -> dict[str, Any]:
+        given = self.function(trial)
+        if given is None:
+            return dict(trial.params)
+        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+            raise WorkflowError(
+                f"space function {self._name!r} returned {type(given).__name__}; return a dict "
+                "of the objective's arguments, or nothing"
+            )
+        return dict(given)
+
+    @property
+    def _name(self) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def __repr__(self) -> str:
+        return f"FunctionSpace({self._name})"
+
+
+AnySpace: TypeAlias = Space | FunctionSpace
+
+
+def parse_space(given: Any) -> AnySpace:
+    """Return a space: a :class:`Space` or dict as declared, a function as define-by-run.
+
+    Raises
+    ------
+    WorkflowError
+    """
+    if isinstance(given, Space | FunctionSpace):
+        return given
+    if isinstance(given, Mapping):
+        return Space(given)
+    if callable(given):
+        return FunctionSpace(given)
+    raise WorkflowError(
+        f"a search space is an hpo.Space(...), a dict of parameters or a function of a trial, "
+        f"not {type(given).__name__}"
+    )
+
+
+def _dimensions(given: Mapping[str, Any]) -> dict[str, Dimension]:
+    if not isinstance(given, Mapping):
+        raise WorkflowError(f"parameters are given by name, not as {type(given).__name__}")
+    for name in given:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise WorkflowError(f"parameter {name!r}: names must be Python identifiers")
+    return {name: _dimension(name, value) for name, value in given.items()}
+
+
+def _dimension(name: str, value: Any) -> Dimension:
+    if isinstance(value, Float | Int | Choice | Fixed):
+        return value
+    if isinstance(value, range) and value and value.step > 0:
+        return Int(value[0], value[-1], step=value.step)
+    if isinstance(value, list):
+        return _choice(value, ordered=False)
+    if value is None or isinstance(value, bool | int | float | str):
+        return Fixed(value)
+    raise WorkflowError(
+        f"parameter {name!r}: {type(value).__name__} is no range; use hpo.float, hpo.int, "
+        "hpo.log, hpo.choice, or hpo.fixed(value)"
+    )
+
+
+def _flat(dimensions: Mapping[str, Dimension]) -> Iterator[tuple[str, Dimension]]:
+    for name, dimension in dimensions.items():
+        yield name, dimension
+        if isinstance(dimension, Choice):
+            for branch in dimension.branches.values():
+                yield from _flat(branch)
+
+
+def _draw(dimensions: Mapping[str, Dimension], suggester: Suggester, point: Point) -> None:
+    for name, dimension in dimensions.items():
+        if isinstance(dimension, Fixed):
+            continue
+        point[name] = suggester.suggest(name, dimension)
+        if isinstance(dimension, Choice):
+            _draw(dimension.branches.get(point[name], {}), suggester, point)
+
+
+def _fill(
+    dimensions: Mapping[str, Dimension], point: Mapping[str, Any], out: dict[str, Any]
+) -> None:
+    for name, dimension in dimensions.items():
+        if isinstance(dimension, Fixed):
+            out[name] = dimension.value
+        elif isinstance(dimension, Choice):
+            out[name] = dimension.option(point[name])
+            _fill(dimension.branches.get(point[name], {}), point, out)
+        else:
+            out[name] = point[name]
+
+
+def _parse(space: AnySpace, given: Mapping[str, Any]) -> Point:
+    if not isinstance(given, Mapping):
+        raise WorkflowError(f"a point is a dict of parameters, not {type(given).__name__}")
+    stored = StoredSuggester(given)
+    point = space.draw(stored)
+    declared = set(space.dimensions) if isinstance(space, Space) else set()
+    unknown = sorted(set(given) - stored.used - declared)
+    if unknown:
+        raise WorkflowError(f"unknown parameter {unknown[0]!r}; known are {', '.join(point)}")
+    return point
+
+
+def _described(dimension: Dimension) -> dict[str, Any]:
+    match dimension:
+        case Float():
+            return {
+                "type": "float",
+                "low": dimension.low,
+                "high": dimension.high,
+                "log": dimension.log,
+                "step": dimension.step,
+            }
+        case Int():
+            return {
+                "type": "int",
+                "low": dimension.low,
+                "high": dimension.high,
+                "log": dimension.log,
+                "step": dimension.step,
+            }
+        case Fixed():
+            return {"type": "fixed", "value": repr(dimension.value)}
+    out: dict[str, Any] = {"type": "choice", "options": list(dimension.labels)}
+    if dimension.ordered:
+        out["type"] = "ordinal"
+    if dimension.branches:
+        out["branches"] = [
+            {name: _described(inner) for name, inner in branch.items()}
+            for branch in dimension.branches.values()
+        ]
+    return out
+
+
+def _digest(description: Mapping[str, Any]) -> str:
+    text = json.dumps(description, sort_keys=True)
+    return blake2b(text.encode(), digest_size=8).hexdigest()
