@@ -34,7 +34,7 @@ class Spent:
 
 
 def cpu_of_tree() -> float:
-    """Return the CPU seconds of this process and its living descendants."""
+    """Return the CPU seconds of this process and its descendants, those that ended included."""
     me = psutil.Process()
     total = 0.0
     for process in [me, *me.children(recursive=True)]:
@@ -42,7 +42,7 @@ def cpu_of_tree() -> float:
             times = process.cpu_times()
         except psutil.NoSuchProcess:
             continue
-        total += times.user + times.system
+        total += times.user + times.system + times.children_user + times.children_system
     return total
 
 

@@ -285,7 +285,7 @@ def draw_plane(axes, outcome):
     axes.scatter(*active["items"].T, s=34, color=ACTIVE, ec="white", lw=0.6, **marks)
     axes.text(850, 40, "excluded", fontsize=14, style="italic", color="#8a6d2f")
     arrow = {"arrowstyle": "->", "color": INK}
-    axes.annotate("true contour", (1975, 610), (2110, 600), arrowprops=arrow, color=INK)
+    axes.annotate("true contour", (1975, 640), (2090, 685), arrowprops=arrow, color=INK)
     axes.set(xlabel="heavy mass [GeV]", ylabel="light mass [GeV]", xlim=HEAVY, ylim=LIGHT)
     axes.set_title(f"Where {len(active['labels'])} simulations went (one seed)")
 

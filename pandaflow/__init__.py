@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pandaflow import executors as executors
+    from pandaflow import hpo as hpo
     from pandaflow.authoring.commands import command as command
     from pandaflow.authoring.job_graphs import job_graph as job_graph
     from pandaflow.authoring.job_graphs import ref as ref
@@ -81,9 +82,9 @@ _HOME = {
     "pandaflow.workflows": "Workflow workflow",
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
-_MODULES = frozenset({"executors", "testing"})
+_MODULES = frozenset({"executors", "hpo", "testing"})
 
-__all__ = sorted([*_WHERE, "executors"])  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted([*_WHERE, "executors", "hpo"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,16 +15,18 @@ from pandaflow.display.snapshot import RunRow, TaskRow, parse_run, parse_task
 from pandaflow.display.style import FONT, STACK, state_colour, status_colour
 
 _MOST_TASKS = 60
-_CARD = (
+#: Opens the frame of a view; ``</div>`` closes it.
+CARD = (
     f'<div style="font-family:{escape(FONT)};font-size:13px;line-height:1.45;max-width:920px;'
     'border:1px solid rgba(128,138,150,.35);border-radius:8px;padding:12px 16px;margin:4px 0">'
 )
 _CELL = "padding:4px 12px 4px 0;border:0;background:none;white-space:nowrap"
-_NUMBER = f"{_CELL};text-align:right;font-variant-numeric:tabular-nums"
-_DIM = "opacity:.65"
+NUMBER = f"{_CELL};text-align:right;font-variant-numeric:tabular-nums"
+DIM = "opacity:.65"
 
 
-def _pill(status: str) -> str:
+def pill_html(status: str) -> str:
+    """Return a state as a word on its colour."""
     colour = status_colour(status)
     return (
         f'<span style="display:inline-block;padding:0 8px;border-radius:9px;color:{colour};'
@@ -32,8 +34,8 @@ def _pill(status: str) -> str:
     )
 
 
-def bar_html(jobs: Mapping[str, int], total: int) -> str:
-    """Return jobs by state as one thin stacked bar with a tooltip."""
+def bar_html(jobs: Mapping[str, int], total: int, title: str = "") -> str:
+    """Return jobs by state as one thin stacked bar with a tooltip: counts, or ``title``."""
     whole = max(total, sum(jobs.values()), 1)
     known = [state for state in STACK if jobs.get(state)]
     parts = "".join(
@@ -44,17 +46,17 @@ def bar_html(jobs: Mapping[str, int], total: int) -> str:
         for state in known
         if state != "pending"
     )
-    title = escape(", ".join(f"{jobs[state]:,} {state}" for state in known) or "no jobs")
+    title = escape(title or ", ".join(f"{jobs[state]:,} {state}" for state in known) or "no jobs")
     return (
         f'<div title="{title}" style="display:flex;height:8px;min-width:150px;border-radius:4px;'
         f'overflow:hidden;background:rgba(128,138,150,.22)">{parts}</div>'
     )
 
 
-def _table(head: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> str:
-    """Rows of ready HTML under a head of (title, style of the column's cells)."""
+def table_html(head: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> str:
+    """Return rows of ready HTML under a head of (title, style of the column's cells)."""
     titles = "".join(
-        f'<th style="{style};{_DIM};font-weight:500;font-size:12px">{escape(title)}</th>'
+        f'<th style="{style};{DIM};font-weight:500;font-size:12px">{escape(title)}</th>'
         for title, style in head
     )
     body = "".join(
@@ -72,14 +74,14 @@ def _table(head: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> st
     )
 
 
-_TEXT = f"{_CELL};text-align:left"
+TEXT = f"{_CELL};text-align:left"
 _TASK_HEAD = (
-    ("task", _TEXT),
-    ("status", _TEXT),
-    ("", f"{_TEXT};width:34%"),
-    ("finished", _NUMBER),
-    ("running", _NUMBER),
-    ("failed", _NUMBER),
+    ("task", TEXT),
+    ("status", TEXT),
+    ("", f"{TEXT};width:34%"),
+    ("finished", NUMBER),
+    ("running", NUMBER),
+    ("failed", NUMBER),
 )
 
 
@@ -89,11 +91,11 @@ def _task_cells(task: TaskRow) -> list[str]:
     name = escape(units.clip(task.name, 48))
     return [
         f'<span title="{escape(task.name)}" style="font-weight:600">{name}</span>',
-        _pill(task.status),
+        pill_html(task.status),
         bar_html(task.jobs, task.n),
-        f'{task.count("finished"):,}<span style="{_DIM}"> / {task.total_text}</span>',
+        f'{task.count("finished"):,}<span style="{DIM}"> / {task.total_text}</span>',
         f"{task.count('running', 'holding'):,}",
-        f'<span style="{red if failed else _DIM}">{failed:,}</span>',
+        f'<span style="{red if failed else DIM}">{failed:,}</span>',
     ]
 
 
@@ -122,13 +124,13 @@ def run_html(
     run = parse_run(snapshot)
     shown = run.shown[:_MOST_TASKS]
     columns = dict(extra or {})
-    head = [*_TASK_HEAD, *((title, _NUMBER) for title in columns)]
+    head = [*_TASK_HEAD, *((title, NUMBER) for title in columns)]
     rows = [
         [*_task_cells(task), *(escape(texts[at]) for texts in columns.values())]
         for at, task in enumerate(shown)
     ]
     return "".join(
-        [_CARD, _run_head(run, now), _table(head, rows), _more(run, len(shown)), "</div>"]
+        [CARD, _run_head(run, now), table_html(head, rows), _more(run, len(shown)), "</div>"]
     )
 
 
@@ -141,9 +143,9 @@ def _run_head(run: RunRow, now: float | None) -> str:
         busy = f"{run.busy:,} of " if run.busy is not None else ""
         parts.append(f"{busy}{units.plural(run.slots, 'slots')} in use")
     parts.append(f"{run.jobs().get('finished', 0):,} of {units.plural(run.total, 'jobs')}")
-    details = f'<span style="{_DIM}">{" · ".join(parts)}</span>'
+    details = f'<span style="{DIM}">{" · ".join(parts)}</span>'
     name = f'<span style="font-size:15px;font-weight:600">{escape(run.name or "run")}</span>'
-    return f"<div>{name} &nbsp;{_pill(run.status)}&nbsp; {details}</div>"
+    return f"<div>{name} &nbsp;{pill_html(run.status)}&nbsp; {details}</div>"
 
 
 def _more(run: RunRow, shown: int) -> str:
@@ -152,7 +154,7 @@ def _more(run: RunRow, shown: int) -> str:
         lines.append(f"and {len(run.shown) - shown} more tasks")
     troubled = [task for task in run.shown if task.reason and task.status not in ("done", "ready")]
     lines += [f"<b>{escape(t.name)}</b>: {escape(units.clip(t.reason, 300))}" for t in troubled[:5]]
-    return "".join(f'<div style="{_DIM};margin-top:4px">{line}</div>' for line in lines)
+    return "".join(f'<div style="{DIM};margin-top:4px">{line}</div>' for line in lines)
 
 
 def task_html(row: TaskRow | Mapping[str, Any]) -> str:
@@ -164,8 +166,8 @@ def task_html(row: TaskRow | Mapping[str, Any]) -> str:
         The row is not a task.
     """
     task = parse_task(row)
-    reason = f'<div style="{_DIM}">{escape(task.reason)}</div>' if task.reason else ""
-    return f"{_CARD}{_table(_TASK_HEAD, [_task_cells(task)])}{reason}</div>"
+    reason = f'<div style="{DIM}">{escape(task.reason)}</div>' if task.reason else ""
+    return f"{CARD}{table_html(_TASK_HEAD, [_task_cells(task)])}{reason}</div>"
 
 
 def dataset_html(name: str, kind: str, n: int | None, sample: Sequence[object]) -> str:
@@ -187,11 +189,11 @@ def dataset_html(name: str, kind: str, n: int | None, sample: Sequence[object]) 
         for item in sample[:8]
     )
     if n is not None and n > min(len(sample), 8) and sample:
-        items += f'<li style="{_DIM}">and {n - min(len(sample), 8):,} more</li>'
+        items += f'<li style="{DIM}">and {n - min(len(sample), 8):,} more</li>'
     body = f'<ol start="0" style="margin:6px 0 0 20px;padding:0">{items}</ol>' if items else ""
     return (
-        f'{_CARD}<span style="font-size:15px;font-weight:600">{escape(name)}</span> '
-        f'<span style="{_DIM}">dataset of {escape(kind)} · {size}</span>{body}</div>'
+        f'{CARD}<span style="font-size:15px;font-weight:600">{escape(name)}</span> '
+        f'<span style="{DIM}">dataset of {escape(kind)} · {size}</span>{body}</div>'
     )
 
 
@@ -207,16 +209,16 @@ def workflow_html(name: str, svg: str, rows: Sequence[Mapping[str, Any]]) -> str
         One a task; the keys of the first are the titles of the columns.
     """
     titles = list(rows[0]) if rows else []
-    head = [(title, _TEXT) for title in titles]
+    head = [(title, TEXT) for title in titles]
     cells = [
         [escape(units.clip(str(row.get(title, "")), 80)) for title in titles]
         for row in rows[:_MOST_TASKS]
     ]
-    table = _table(head, cells) if rows else ""
+    table = table_html(head, cells) if rows else ""
     return (
         f'<div style="font-family:{escape(FONT)};font-size:13px">'
         f'<div style="font-size:15px;font-weight:600;margin:2px 0 6px">{escape(name)} '
-        f'<span style="{_DIM};font-weight:400;font-size:13px">workflow of '
+        f'<span style="{DIM};font-weight:400;font-size:13px">workflow of '
         f"{units.plural(len(rows), 'tasks')}</span></div>"
         f'<div style="overflow:auto;max-height:900px">{svg}</div>{table}</div>'
     )
@@ -232,19 +234,19 @@ def plan_html(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     rows : sequence of mapping
         One a task: ``task, jobs`` (None: open), ``cached, run, why``.
     """
-    head = (("task", _TEXT), ("jobs", _NUMBER), ("cached", _NUMBER), ("to run", _NUMBER))
+    head = (("task", TEXT), ("jobs", NUMBER), ("cached", NUMBER), ("to run", NUMBER))
     cells = [
         [
             f'<span style="font-weight:600">{escape(str(row["task"]))}</span>',
             "open" if row["jobs"] is None else f"{row['jobs']:,}",
             f"{row['cached']:,}",
             "?" if row.get("run") is None else f"{row['run']:,}",
-            f'<span style="{_DIM}">{escape(units.clip(str(row.get("why") or ""), 120))}</span>',
+            f'<span style="{DIM}">{escape(units.clip(str(row.get("why") or ""), 120))}</span>',
         ]
         for row in rows[:_MOST_TASKS]
     ]
     title = f'<span style="font-size:15px;font-weight:600">plan of {escape(name)}</span>'
-    return f"{_CARD}{title}{_table([*head, ('why', _TEXT)], cells)}</div>"
+    return f"{CARD}{title}{table_html([*head, ('why', TEXT)], cells)}</div>"
 
 
 #: Jobs that a table of jobs shows.
@@ -259,16 +261,16 @@ def jobs_html(rows: Sequence[Mapping[str, Any]]) -> str:
     rows : sequence of mapping
         ``task, index, status, attempt, wall, worker, reason`` each.
     """
-    head = (("job", _TEXT), ("state", _TEXT), ("attempt", _NUMBER), ("wall", _NUMBER))
+    head = (("job", TEXT), ("state", TEXT), ("attempt", NUMBER), ("wall", NUMBER))
     cells = [
         [
             f"{escape(str(row['task']))}[{row['index']}]",
-            _pill(str(row["status"])),
+            pill_html(str(row["status"])),
             str(row["attempt"] or "\N{EN DASH}"),
             "\N{EN DASH}" if row.get("wall") is None else units.duration(row["wall"]),
-            f'<span style="{_DIM}">{escape(units.clip(str(row.get("reason") or ""), 120))}</span>',
+            f'<span style="{DIM}">{escape(units.clip(str(row.get("reason") or ""), 120))}</span>',
         ]
         for row in rows[:_MOST_JOBS]
     ]
-    more = f'<div style="{_DIM}">and more</div>' if len(rows) > _MOST_JOBS else ""
-    return f"{_CARD}{_table((*head, ('', _TEXT)), cells)}{more}</div>"
+    more = f'<div style="{DIM}">and more</div>' if len(rows) > _MOST_JOBS else ""
+    return f"{CARD}{table_html((*head, ('', TEXT)), cells)}{more}</div>"

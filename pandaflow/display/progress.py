@@ -17,10 +17,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from pandaflow.core.errors import PandaflowError
-from pandaflow.display import units
 from pandaflow.display.progress_table import ProgressView
 from pandaflow.display.snapshot import parse_run
-from pandaflow.display.text import run_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -113,25 +111,17 @@ class _Lines:
         self._stream, self._begun = stream, False
 
     def draw(self, view: ProgressView) -> None:
-        run = view.run
-        if run is None or self._begun:
-            return
-        self._begun = True
-        name = f" ({run.name})" if run.name else ""
-        parts = [units.plural(len(run.shown), "tasks")]
-        if run.total:  # jobs are known once the run is driven
-            parts.append(units.plural(run.total, "jobs"))
-        if run.slots is not None:
-            parts.append(units.plural(run.slots, "slots"))
-        self._write(f"run {run.id}{name} started: {', '.join(parts)}")
+        if not self._begun:
+            self._begun = self._write(view.first_line())
 
     def finish(self, view: ProgressView) -> None:
-        if view.run is not None:
-            self._write(run_line(view.run, view.now))
+        self._write(view.last_line())
 
-    def _write(self, line: str) -> None:
-        self._stream.write(f"pandaflow: {line}\n")
-        self._stream.flush()
+    def _write(self, line: str) -> bool:
+        if line:
+            self._stream.write(f"pandaflow: {line}\n")
+            self._stream.flush()
+        return bool(line)
 
 
 def _display_errors() -> tuple[type[Exception], ...]:
@@ -158,6 +148,8 @@ class Progress:
         Returns seconds since the epoch.
     every : float
         Seconds between refreshes at least.
+    view : ProgressView, optional
+        What is shown; default: the run.
     """
 
     def __init__(
@@ -167,9 +159,11 @@ class Progress:
         fetch: Callable[[], Snapshot] | None = None,
         clock: Callable[[], float] = time.time,
         every: float = 0.2,
+        view: ProgressView | None = None,
     ) -> None:
         self._screen, self._fetch, self._clock, self._every = screen, fetch, clock, every
-        self._view, self._next, self._closed = ProgressView(), float("-inf"), False
+        self._view = ProgressView() if view is None else view
+        self._next, self._closed = float("-inf"), False
         self._errors = _display_errors() if screen is not None else ()
 
     def __enter__(self) -> Self:
@@ -185,22 +179,27 @@ class Progress:
 
     def update(self, snapshot: Snapshot) -> None:
         """Show ``snapshot`` unless the last refresh was a moment ago; never raises."""
+        if self._due():
+            self._show(snapshot, time.perf_counter())
+
+    def refresh(self) -> None:
+        """Ask ``fetch`` for a snapshot and show it, if a refresh is due."""
+        if self._fetch is not None and self._due():
+            begun = time.perf_counter()
+            self._show(self._fetch(), begun)
+
+    def _due(self) -> bool:
+        return self._screen is not None and not self._closed and self._clock() >= self._next
+
+    def _show(self, snapshot: Snapshot, begun: float) -> None:
+        assert self._screen is not None
         now = self._clock()
-        if self._screen is None or self._closed or now < self._next:
-            return
-        begun = time.perf_counter()
         try:
             self._view.update(snapshot, now)
             self._screen.draw(self._view)
         except self._errors as error:
             self._silence(error)
         self._next = now + max(self._every, min(_REST * (time.perf_counter() - begun), 4.0))
-
-    def refresh(self) -> None:
-        """Ask ``fetch`` for a snapshot and show it, if a refresh is due."""
-        due = self._screen is not None and not self._closed and self._clock() >= self._next
-        if due and self._fetch is not None:
-            self.update(self._fetch())
 
     def close(self, snapshot: Snapshot | None = None) -> None:
         """Show the last ``snapshot`` and leave the screen in order; may be called twice.
@@ -258,6 +257,8 @@ def watch(
     mode: str = "auto",
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.time,
+    every: float = 0.2,
+    view: ProgressView | None = None,
 ) -> Progress:
     """Return a display for a run, a context manager.
 
@@ -271,6 +272,10 @@ def watch(
         Default: standard error, so that standard output stays clean for pipes.
     clock : callable
         Returns seconds since the epoch.
+    every : float
+        Seconds between refreshes at least.
+    view : ProgressView, optional
+        What is shown; default: the run.
 
     Raises
     ------
@@ -285,7 +290,7 @@ def watch(
     screen: _Screen | None = None
     if mode != "off":
         screen = _Notebook() if mode == "notebook" else _SCREENS[mode](stream)
-    return Progress(screen, fetch=fetch, clock=clock)
+    return Progress(screen, fetch=fetch, clock=clock, every=every, view=view)
 
 
 def _is_tty(stream: TextIO) -> bool:

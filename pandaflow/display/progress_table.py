@@ -16,6 +16,7 @@ from pandaflow.display import units
 from pandaflow.display.html import run_html
 from pandaflow.display.snapshot import RunRow, TaskRow, parse_run
 from pandaflow.display.style import STACK, state_colour, status_colour
+from pandaflow.display.text import run_line
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -43,6 +44,9 @@ class ProgressView:
     window : float
         Seconds over which rates are taken.
     """
+
+    #: Lines that are shown below the table.
+    below = 0
 
     def __init__(self, window: float = WINDOW) -> None:
         self._window = window
@@ -91,13 +95,30 @@ class ProgressView:
         }
         return run_html(self.run, self.now, extra={} if self.run.ended else extra)
 
+    def first_line(self) -> str:
+        """Return what a log says when the run starts; empty while nothing is known of it."""
+        run = self.run
+        if run is None:
+            return ""
+        name = f" ({run.name})" if run.name else ""
+        parts = [units.plural(len(run.shown), "tasks")]
+        if run.total:  # jobs are known once the run is driven
+            parts.append(units.plural(run.total, "jobs"))
+        if run.slots is not None:
+            parts.append(units.plural(run.slots, "slots"))
+        return f"run {run.id}{name} started: {', '.join(parts)}"
+
+    def last_line(self) -> str:
+        """Return what a log says when the run has ended."""
+        return "" if self.run is None else run_line(self.run, self.now)
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the header line and one line a task."""
         from rich.segment import Segment
 
         if self.run is None:
             return
-        most = max((options.height or console.height) - 4, 3)
+        most = max((options.height or console.height) - 4 - self.below, 3)
         for line in self._lines(self.run, options.max_width, most):
             yield from line
             yield Segment.line()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,8 @@ from pandaflow.core.status import RUN_TERMINAL, TASK_TERMINAL
 
 _RUN_ENDED = frozenset(str(status) for status in RUN_TERMINAL)
 _TASK_ENDED = frozenset(str(status) for status in TASK_TERMINAL)
+#: A task of one of many numbered sub-workflows: ``label/17.0/simulate``.
+_NUMBERED = re.compile(r"(.+)/\d+\.\d+/(.+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,61 @@ def parse_task(row: TaskRow | Mapping[str, Any]) -> TaskRow:
         raise WorkflowError(f"not a task of a run: {error!r}") from error
 
 
+def family(name: str) -> str:
+    """Return the name under which a task is shown.
+
+    Tasks of numbered sub-workflows, which can be thousands, share one: ``label/17.0/simulate``
+    becomes ``label/*/simulate``. Other names stay.
+    """
+    return _NUMBERED.sub(r"\1/*/\2", name) if "." in name else name
+
+
+def fold(tasks: Sequence[TaskRow], ended: bool) -> tuple[TaskRow, ...]:
+    """Put the tasks of a family into one row, at the place of the first.
+
+    Parameters
+    ----------
+    tasks : sequence of TaskRow
+    ended : bool
+        No more tasks can join the run; until then a family's number of jobs is open.
+    """
+    families: dict[str, list[TaskRow]] = {}
+    for task in tasks:
+        families.setdefault(family(task.name), []).append(task)
+    return tuple(
+        members[0] if members[0].name == name else _folded(name, members, ended)
+        for name, members in families.items()
+    )
+
+
+def _folded(name: str, members: Sequence[TaskRow], ended: bool) -> TaskRow:
+    jobs: dict[str, int] = {}
+    for task in members:
+        for state, number in task.jobs.items():
+            jobs[state] = jobs.get(state, 0) + number
+    status = _common_status([task.status for task in members], ended)
+    troubled = [task for task in members if task.reason and task.status != "done"]
+    return TaskRow(
+        name,
+        status,
+        f"{troubled[0].name}: {troubled[0].reason}" if troubled else "",
+        sum(task.n for task in members),
+        ended and all(task.closed for task in members),
+        jobs,
+        all(task.internal for task in members),
+    )
+
+
+def _common_status(found: Sequence[str], ended: bool) -> str:
+    """Return the state of several tasks; some done and some failed are together finished."""
+    states = set(found)
+    if len(states) == 1 and (ended or not states <= _TASK_ENDED):
+        return found[0]
+    if not ended:  # between two sub-workflows too: more of them come
+        return "running"
+    return "finished" if states & {"done", "finished"} else found[0]
+
+
 def parse_run(snapshot: RunRow | Mapping[str, Any]) -> RunRow:
     """Read a run's dict; keys that are not known are ignored.
 
@@ -140,11 +198,13 @@ def parse_run(snapshot: RunRow | Mapping[str, Any]) -> RunRow:
     if isinstance(snapshot, RunRow):
         return snapshot
     try:
+        status = str(snapshot.get("status") or "defined")
+        tasks = [parse_task(task) for task in snapshot.get("tasks") or ()]
         return RunRow(
             str(snapshot["id"]),
             str(snapshot.get("name") or ""),
-            str(snapshot.get("status") or "defined"),
-            tuple(parse_task(task) for task in snapshot.get("tasks") or ()),
+            status,
+            fold(tasks, status in _RUN_ENDED),
             _number(snapshot.get("slots")),
             _number(snapshot.get("busy")),
             _time(snapshot.get("started") or snapshot.get("created")),

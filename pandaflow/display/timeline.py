@@ -14,6 +14,7 @@ from typing import Any
 from pandaflow.core.errors import WorkflowError
 from pandaflow.display import units
 from pandaflow.display.drawing import Bars, Box, Drawing, Label, Line, Picture
+from pandaflow.display.snapshot import family
 from pandaflow.display.style import FAINT, INK, MUTED, PAPER, RED, RULE, task_colour, tint
 
 #: Up to so many bars each has a tooltip; more are drawn as one path per colour.
@@ -27,7 +28,7 @@ _STEPS = (60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One attempt of a job on a worker, times in seconds."""
+    """One attempt of a job on a worker, times in seconds; ``task`` is its family's name."""
 
     task: str
     index: int
@@ -36,6 +37,7 @@ class Span:
     end: float
     status: str = "finished"
     attempt: int = 1
+    name: str = ""
 
     @property
     def failed(self) -> bool:
@@ -73,13 +75,14 @@ def _span(row: Mapping[str, Any], latest: float) -> Span:
     runs = row.get("status") == "running" and not wall
     end = max(latest, start) if runs else start + max(float(wall or 0.0), 0.0)
     return Span(
-        str(row["task"]),
+        family(str(row["task"])),
         int(row.get("index") or 0),
         str(row.get("worker") or ""),
         start,
         end,
         str(row.get("status") or "finished"),
         int(row.get("attempt") or 1),
+        str(row["task"]),
     )
 
 
@@ -286,7 +289,9 @@ class _Chart:
         self._lane = min(max(520.0 / max(self._n_lanes, 1), 1.5), 20.0)
         ranked = sorted(spans, key=attrgetter("start", "task"))
         used = {span.task for span in spans}
-        order = [task for task in tasks if task in used] + [span.task for span in ranked]
+        order = [task for task in map(family, tasks) if task in used] + [
+            span.task for span in ranked
+        ]
         self._colour = {task: task_colour(k) for k, task in enumerate(dict.fromkeys(order))}
 
     def drawing(self) -> Drawing:
@@ -397,7 +402,7 @@ class _Chart:
             return f"{units.plural(len(bar.spans), 'jobs')}, mostly {bar.task}\non {first.worker}"
         attempt = f", attempt {first.attempt}" if first.attempt > 1 else ""
         return (
-            f"{first.task}[{first.index}]{attempt}: {first.status}\n"
+            f"{first.name or first.task}[{first.index}]{attempt}: {first.status}\n"
             f"{units.duration(first.end - first.start)} from "
             f"{units.duration(first.start - self._origin)} on {first.worker or 'a worker'}"
         )
@@ -413,9 +418,9 @@ class _Chart:
             drawing.add(Bars(boxes=boxes, fill=fill, stroke=stroke, hatched=failed))
 
     def _legend_places(self, y: float) -> list[tuple[str, float, float]]:
-        jobs: dict[str, set[int]] = {task: set() for task in self._colour}
+        jobs: dict[str, set[tuple[str, int]]] = {task: set() for task in self._colour}
         for span in self._spans:
-            jobs[span.task].add(span.index)
+            jobs[span.task].add((span.name, span.index))
         texts = [f"{units.clip(task, 32)} ({len(jobs[task]):,})" for task in self._colour]
         if len(texts) > _LEGEND:
             texts = [*texts[:_LEGEND], f"and {len(texts) - _LEGEND} more tasks"]

@@ -295,6 +295,7 @@ class DaskSession:
         elif future.status == "error":
             self._erred(bundle, future.exception())
         else:
+            self._roll.drop([bundle])
             self._report(
                 BundleLost(time.time(), bundle, "its Dask node was cancelled", None, False)
             )

@@ -277,6 +277,8 @@ class JobLoop:
 
     def _asked(self, position: int) -> channel.Ask | None:
         """Return whether and how the driver wants a job of this loop to stop."""
+        if not channel.asked:
+            return None
         spec = self.spec
         return channel.asked.get((spec.run, spec.bundle, spec.jobs[position]))
 

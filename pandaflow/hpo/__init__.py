@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pandaflow.hpo.objective import TrialPruned as TrialPruned
     from pandaflow.hpo.optuna import optuna as optuna
     from pandaflow.hpo.phpo import from_phpo as from_phpo
-    from pandaflow.hpo.scan import scan as scan
+    from pandaflow.hpo.scans import scan as scan
     from pandaflow.hpo.searching import search as search
     from pandaflow.hpo.space import Space as Space
     from pandaflow.hpo.space import choice as choice
@@ -60,7 +60,7 @@ _HOME = {
     "objective": "Result Trial TrialPruned",
     "optuna": "optuna",
     "phpo": "from_phpo",
-    "scan": "scan",
+    "scans": "scan",
     "searching": "search",
     "space": "Space choice fixed log ordinal",
     "stops": "cost patience target timeout",

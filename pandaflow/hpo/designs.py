@@ -1,7 +1,6 @@
-"""Designs: points that do not depend on results. Random, grid, lists, Sobol, Latin hypercube.
+"""Designs, points that do not depend on results: random, grid, lists, Sobol, Latin hypercube.
 
-Each is an :class:`~pandaflow.hpo.port.OptimizerSpec`. Point ``k`` of a design is a function of
-``k`` and the seed alone, so a resumed study goes on exactly where it was.
+Point ``k`` is a function of ``k`` and the seed alone: a resumed study goes on where it was.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ class _Design(ABC):
         asked = [e for e in entries if isinstance(e, AskEntry) and e.own]
         own = [(index, e) for e in asked if type(index := e.memo.get("index")) is int]
         self._next = max((index for index, _ in own), default=-1) + 1
-        for index, entry in own[-100:]:  # far enough back to see a change
+        for index, entry in own[-100:]:
             try:
                 point = self.at(index)
             except Exhausted:
@@ -303,11 +302,7 @@ class DesignSpec(ABC):
         return {"kind": "design", "name": self.name, "options": options, "versions": versions}
 
     def check(self, space: AnySpace, brief: Brief) -> None:
-        """Refuse a pruner, and a space that the design cannot cover, with a WorkflowError."""
-        if brief.pruner is not None:
-            raise WorkflowError(
-                f"hpo.{self.name} has no pruner; take hpo.optuna('random'), or leave pruner= out"
-            )
+        """Refuse a space that the design cannot cover, with a WorkflowError."""
         self._make(space, brief)
 
     def build(self, space: AnySpace, brief: Brief) -> Optimizer:

@@ -336,11 +336,15 @@ class StudyDriver:
             self._asker.close()
             self._asker = None
         try:
-            self._writer.append([], status=status, summary=self.book.summary())
+            self._writer.append([], status=status, summary=self._last_summary())
         finally:
             self._writer.release()
 
     # --- inside -------------------------------------------------------------------------
+
+    def _last_summary(self) -> dict[str, Any]:
+        ending = self.engine.ending
+        return {**self.book.summary(), **({"reason": ending} if ending else {})}
 
     def _take(self, said: Sequence[Said]) -> list[Command]:
         commands: list[Command] = []
@@ -350,6 +354,8 @@ class StudyDriver:
                 case Answer():
                     self._failures = 0
                     commands += self.engine.answered(one)
+                case Snapshot() if self.engine.ending:
+                    pass  # it may hold points that the study has left out
                 case Snapshot(state=state):
                     out += self.work(commands)
                     commands = [Log("snapshot", None, {"file": self._save_snapshot(state)})]
@@ -359,7 +365,9 @@ class StudyDriver:
                     out += self.work(commands)
                     commands = []
                     self._broken(why)
-        return [*out, *self.work(commands)]
+                    break  # what follows is of the process that is gone
+        # A point that comes too late leaves no record, and may be all that the end waited for.
+        return [*out, *self.work(commands or self.engine.settled(self.elapsed))]
 
     def _ready(self, inexact: str) -> None:
         if inexact and self.book.trials:

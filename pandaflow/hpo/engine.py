@@ -49,7 +49,7 @@ class Terms:
     on_error : 'fail', 'stop' or float
         What a trial that failed for good is told as: failed; the study stops; or this value.
     max_failed : float
-        Share of failures that stops the study.
+        Share of failures that stops the study, among at least ten trials of a session.
     stops : tuple of StopRule
     prunes : bool
         There is a pruner.
@@ -188,6 +188,8 @@ class StudyEngine:
         self._telling: set[int] = set()
         self._pruned: set[int] = set()
         self._asking = self._adopting = 0
+        #: Before this session: failures of then say nothing about the objective as it is now.
+        self._earlier = (book.told, book.errors)
         self._out: list[Command] = []
         self._finished = False
 
@@ -358,9 +360,10 @@ class StudyEngine:
         self._pruned.discard(number)
 
     def _look_at_failures(self) -> None:
-        told, errors = self.book.told, self.book.errors
+        told, errors = self.book.told - self._earlier[0], self.book.errors - self._earlier[1]
         if told >= _FEW and errors > self.terms.max_failed * told:
-            last = next(t.why for t in reversed(self.book.trials) if t.why)
+            whys = (t.why for t in reversed(self.book.trials) if t.why and t.state != "pruned")
+            last = next(whys, "no reason given")
             self.failed = True
             self.ending = f"{errors} of {told} trials failed, the last one with: {last}"
 

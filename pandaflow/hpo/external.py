@@ -25,10 +25,10 @@ from pandaflow.core.errors import WorkflowError
 from pandaflow.hpo.designs import Exhausted
 from pandaflow.hpo.filejob import (
     CommandFailed,
+    bring_files,
     check_command,
     check_end,
     fill,
-    link_files,
     read_json,
     run_shell,
 )
@@ -89,16 +89,12 @@ class ExternalSpec:
     points: int | None = None
     timeout: float = 60.0
     source: str = ""
-
-    @property
-    def seed(self) -> int | None:
-        """The protocol knows no seed."""
-        return None
+    seed: int | None = None
 
     @property
     def isolated(self) -> bool:
-        """The command is a process of its own already."""
-        return False
+        """A call may take long: nobody but its own process should wait for it."""
+        return True
 
     def size(self, space: AnySpace) -> int | None:
         """Return None: the command decides when to stop."""
@@ -111,7 +107,7 @@ class ExternalSpec:
         return {"kind": "external", "name": self.command, "options": options, "versions": {}}
 
     def check(self, space: AnySpace, brief: Brief) -> None:
-        """Refuse several objectives, pruners and commands that cannot answer.
+        """Refuse several objectives, and commands that cannot answer.
 
         Raises
         ------
@@ -124,8 +120,6 @@ class ExternalSpec:
             )
         if len(brief.directions) > 1:
             raise WorkflowError("hpo.external: the steering protocol knows one loss only")
-        if brief.pruner is not None:
-            raise WorkflowError("hpo.external has no pruner; leave pruner= out")
 
     def build(self, space: AnySpace, brief: Brief) -> External:
         """Make the optimizer."""
@@ -145,9 +139,10 @@ def external(
     ----------
     command : str
         For the shell, run in a fresh directory into which the ``*.py``, ``*.sh``, ``*.json``
-        and ``*.yaml`` files of ``source`` are linked. ``%IN`` and ``%OUT`` stand for file names
+        and ``*.yaml`` files of ``source`` are brought. ``%IN`` and ``%OUT`` stand for file names
         in it, ``%NUM_POINTS`` for the points wanted now, ``%MAX_POINTS`` for those wanted in
-        all (a million if the study has no number of trials).
+        all (a million if the study has no number of trials). The study's seed is in the
+        environment as ``PANDAFLOW_SEED``.
     points : int, optional
         Points wanted of each call. Default: half of the trials that run at the same time.
     timeout : float
@@ -261,7 +256,7 @@ class External:
 
     def _call(self) -> list[Point]:
         with tempfile.TemporaryDirectory(prefix="pandaflow-steering-") as workdir:
-            link_files(self._spec.source, workdir, without={_IN, _OUT, _STDERR})
+            bring_files(self._spec.source, workdir, without={_IN, _OUT, _STDERR})
             with open(os.path.join(workdir, _IN), "w", encoding="utf-8") as file:
                 json.dump(self._document(), file)
             answer, said = self._run(workdir)
@@ -283,7 +278,8 @@ class External:
             NUM_POINTS=self._wanted(),
             MAX_POINTS=self._brief.budget or UNLIMITED,
         )
-        ended = run_shell(text, workdir, env=None, timeout=self._spec.timeout, write=_forget)
+        env = {"PANDAFLOW_SEED": str(self._brief.seed)}
+        ended = run_shell(text, workdir, env=env, timeout=self._spec.timeout, write=_forget)
         said = f"steering command {self._spec.command!r}{_tail(os.path.join(workdir, _STDERR))}"
         check_end(ended, said)
         return read_json(workdir, _OUT, said), said

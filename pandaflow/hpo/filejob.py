@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +28,7 @@ from pandaflow.executors.payload import current_job
 from pandaflow.executors.process import Ended, Limits, Process
 
 #: What PanDA copies from the directory of submission to the work directory.
-_COPIED = (".json", ".py", ".sh", ".yaml")
+_LINKED, _COPIED = (".py", ".sh"), (".json", ".yaml")
 _RESERVED = {"status", "loss", "message"}
 _LEFT = Failure(kind="cancelled", message="stopped while it ran", charged=False)
 #: Seconds after which an exception that stops the thread is seen at the latest.
@@ -58,8 +59,8 @@ class Command:
     timeout : float, optional
         Seconds.
     source : str, optional
-        Directory whose ``*.py``, ``*.sh``, ``*.json`` and ``*.yaml`` files are linked into the
-        work directory, as PanDA's client copies them. Default: where this object was made.
+        Directory whose ``*.py``, ``*.sh``, ``*.json`` and ``*.yaml`` files are brought to the
+        work directory, as PanDA's client does it. Default: where this object was made.
     metadata : str, optional
         Name of a JSON file that the command may write; kept with the trial.
 
@@ -119,7 +120,7 @@ class Command:
         mine = {self.input, self.output, self.metadata or ""}
         for name in mine - {""}:  # an earlier attempt's output must not count
             _remove(os.path.join(workdir, name))
-        link_files(self.source or "", workdir, without=mine)
+        bring_files(self.source or "", workdir, without=mine)
         _write_point(os.path.join(workdir, self.input), arguments)
         text = fill(self.command, IN=self.input, OUT=self.output)
         ended = run_shell(text, workdir, env=self.env, timeout=self.timeout, write=_printer())
@@ -161,15 +162,23 @@ def fill(command: str, **values: str | int) -> str:
     return re.sub(rf"%({names})\b", lambda found: str(values[found[1]]), command)
 
 
-def link_files(source: str, workdir: str, *, without: set[str]) -> None:
-    """Link scripts and settings of a directory into a work directory, if it is there."""
+def bring_files(source: str, workdir: str, *, without: set[str]) -> None:
+    """Bring scripts and settings of a directory to a work directory, if it is there.
+
+    Scripts are linked, so that Python finds packages beside them. Settings are copied: a command
+    that writes a file of the same name must not write through a link.
+    """
     if not os.path.isdir(source) or os.path.samefile(source, workdir):
         return
     for entry in os.scandir(source):
         target = os.path.join(workdir, entry.name)
-        wanted = entry.name.endswith(_COPIED) and entry.name not in without
-        if wanted and entry.is_file() and not os.path.lexists(target):
+        wanted = entry.name.endswith(_LINKED + _COPIED) and entry.name not in without
+        if not wanted or not entry.is_file() or os.path.lexists(target):
+            continue
+        if entry.name.endswith(_LINKED):
             os.symlink(os.path.abspath(entry.path), target)
+        else:
+            shutil.copyfile(entry.path, target)
 
 
 def run_shell(
@@ -248,6 +257,14 @@ def read_json(workdir: str, name: str, said: str) -> Any:
         raise CommandFailed(f"{name} is no JSON file ({error}): {said}") from None
 
 
+def is_finite(number: float) -> bool:
+    """Tell whether a number is finite as a float; JSON also has whole numbers of any length."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
+
+
 @contextmanager
 def _workdir() -> Iterator[str]:
     """Give the job's directory; outside a job one that goes away again."""
@@ -309,6 +326,6 @@ def _loss(answer: Mapping[str, Any], where: str) -> float | list[float]:
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not is_finite(value):
         raise CommandFailed(f"loss {value!r} is no finite number, in {where}")
     return float(value)

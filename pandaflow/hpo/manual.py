@@ -127,4 +127,3 @@ class Manual:
     def close(self) -> None:
         """Give the study back."""
         self._driver.close()
-

@@ -116,21 +116,30 @@ def parametrize(dimensions: Mapping[str, Dimension]) -> Any:
 
 def _parameter_dict(dimensions: Mapping[str, Dimension], content: dict[str, Any]) -> Any:
     for name, dimension in dimensions.items():
-        parameter = _parameter(dimension)
-        if parameter is not None:
-            content[name] = parameter
+        if _varies(dimension):
+            content[name] = _parameter(dimension)
     return _library().p.Dict(**content)
 
 
-def _parameter(dimension: Dimension) -> Any:
-    """Return the parameter, None if there is nothing to vary."""
+def _varies(dimension: Dimension) -> bool:
     if isinstance(dimension, Fixed):
-        return None
+        return False
+    if isinstance(dimension, Choice):
+        return len(dimension.labels) > 1 or _has_parameters(dimension, 0)
+    return dimension.low != dimension.high and _steps(dimension) != 1
+
+
+def _has_parameters(dimension: Choice, number: int) -> bool:
+    """Return whether an option has parameters of its own that vary."""
+    branch = dimension.branches.get(dimension.labels[number], {})
+    return any(_varies(inner) for inner in branch.values())
+
+
+def _parameter(dimension: Any) -> Any:
+    """Return the parameter of a dimension that varies."""
     if isinstance(dimension, Choice):
         return _choice_parameter(dimension)
     steps = _steps(dimension)
-    if dimension.low == dimension.high or steps == 1:
-        return None
     scalar = _library().p.Scalar
     if steps is None:
         return scalar(lower=0.0, upper=1.0)
@@ -140,17 +149,16 @@ def _parameter(dimension: Dimension) -> Any:
 def _choice_parameter(dimension: Choice) -> Any:
     options = [_option(dimension, number) for number in range(len(dimension.labels))]
     if len(options) == 1:
-        return None if isinstance(options[0], int) else options[0]
+        return options[0]
     kinds = _library().p
     return kinds.TransitionChoice(options) if dimension.ordered else kinds.Choice(options)
 
 
 def _option(dimension: Choice, number: int) -> Any:
     """Return the option's number, or a Dict of it (under the empty name) and its parameters."""
-    branch = dimension.branches.get(dimension.labels[number], {})
-    if all(_parameter(inner) is None for inner in branch.values()):
+    if not _has_parameters(dimension, number):
         return number
-    return _parameter_dict(branch, {"": number})
+    return _parameter_dict(dimension.branches[dimension.labels[number]], {"": number})
 
 
 def _steps(dimension: Float | Int) -> int | None:
@@ -195,7 +203,7 @@ def encode(dimensions: Mapping[str, Dimension], point: Mapping[str, Any]) -> dic
     """Return the candidate's value of a point; inverse of :func:`decode`."""
     value: dict[str, Any] = {}
     for name, dimension in dimensions.items():
-        if isinstance(dimension, Fixed) or _parameter(dimension) is None:
+        if isinstance(dimension, Fixed) or not _varies(dimension):
             continue
         if isinstance(dimension, Choice):
             value[name] = _encode_choice(dimension, point[name], point)
@@ -206,7 +214,7 @@ def encode(dimensions: Mapping[str, Dimension], point: Mapping[str, Any]) -> dic
 
 def _encode_choice(dimension: Choice, label: Scalar, point: Mapping[str, Any]) -> Any:
     number = dimension.labels.index(dimension.parse(label))
-    if isinstance(_option(dimension, number), int):
+    if not _has_parameters(dimension, number):
         return number
     return {"": number, **encode(dimension.branches[label], point)}
 
@@ -511,7 +519,7 @@ GOOD = (
     "TwoPointsDE",
 )
 _DEFAULT_CONTINUOUS = "CMA"
-_DEFAULT_MIXED = "DiscreteOnePlusOne"
+_DEFAULT_MIXED = "DiagonalCMA"
 #: Metamodels, and the competence maps that may choose one. NumPy 2.4 made ``float(array)`` an
 #: error, which they run into: https://github.com/facebookresearch/nevergrad/issues/1612.
 _METAMODELS = re.compile(r"MetaModel|NGOpt|^N[gG]|^Carola[37]$|^CMandAS|^Wiz$|^Shiwa$|^CSEC")
@@ -529,7 +537,7 @@ def default_name(dimensions: Mapping[str, Dimension]) -> str:
     """Return the optimizer used if none is named."""
     if any(isinstance(dimension, Choice) for dimension in dimensions.values()):
         return _DEFAULT_MIXED
-    varied = [d for d in dimensions.values() if not isinstance(d, Fixed)]
+    varied = [dimension for dimension in dimensions.values() if _varies(dimension)]
     # CMA needs another package for a single parameter.
     return _DEFAULT_CONTINUOUS if len(varied) > 1 else "OnePlusOne"
 
@@ -562,10 +570,11 @@ class NevergradSpec:
         """
         _require_package()
         dimensions = dimensions_of(space)
-        if all(_constant(dimension) for dimension in dimensions.values()):
+        if not any(_varies(dimension) for dimension in dimensions.values()):
             raise WorkflowError("hpo.nevergrad: no parameter of the space varies")
         name = self.name or default_name(dimensions)
-        if name in GOOD and not self.options and len(dimensions) > 1:
+        alone = sum(map(_varies, dimensions.values())) == 1
+        if name in GOOD and not self.options and not (alone and "CMA" in name):
             return
         _refuse_metamodels(name)
         make_factory(name, self.options)
@@ -586,7 +595,7 @@ def nevergrad(name: str | None = None, *, seed: int | None = None, **options: An
     ----------
     name : str, optional
         A name of its registry, or of ``nevergrad.families``. Default: ``"CMA"``, and
-        ``"DiscreteOnePlusOne"`` where the space has a choice.
+        ``"DiagonalCMA"`` where the space has a choice.
     seed : int, optional
         Makes the points repeatable.
     **options
@@ -628,12 +637,6 @@ def make_factory(name: str, options: Mapping[str, Any]) -> Any:
         f"hpo.nevergrad({name!r}) takes no options; those of nevergrad.families do, for example "
         '"ParametrizedCMA"'
     )
-
-
-def _constant(dimension: Dimension) -> bool:
-    if isinstance(dimension, Choice):
-        return len(dimension.labels) == 1 and not dimension.branches
-    return isinstance(dimension, Fixed) or dimension.low == dimension.high
 
 
 def _unknown(name: str, known: Sequence[str]) -> WorkflowError:
@@ -681,19 +684,21 @@ def _try_out(
 def rehearse(job: bytes) -> None:
     """Run some trials of a made-up objective, and end the process (threads may be left)."""
     name, options, dimensions, brief = pickle.loads(job)
-    optimizer = NevergradOptimizer(make_factory(name, options), dimensions, brief)
-    rng = random.Random(0)
-    trials = min(brief.budget or 1000, 3 * brief.outstanding + 30)
-    waiting: list[int] = []
     try:
-        for number in range(trials):
-            if len(waiting) >= brief.outstanding:
-                told = waiting.pop(rng.randrange(len(waiting)))
-                values = tuple(rng.random() for _ in brief.directions)
-                optimizer.tell(Told(told, "complete", values))
-            optimizer.ask(number)
-            waiting.append(number)
+        _run_some(NevergradOptimizer(make_factory(name, options), dimensions, brief), brief)
     except BaseException as error:  # noqa: BLE001  (whatever it is, the other process says it)
         os.write(2, f"{type(error).__name__}: {error}".encode())
         os._exit(1)
     os._exit(0)
+
+
+def _run_some(optimizer: NevergradOptimizer, brief: Brief) -> None:
+    rng = random.Random(0)
+    waiting: list[int] = []
+    for number in range(min(brief.budget or 1000, 3 * brief.outstanding + 30)):
+        if len(waiting) >= brief.outstanding:
+            told = waiting.pop(rng.randrange(len(waiting)))
+            values = tuple(rng.random() for _ in brief.directions)
+            optimizer.tell(Told(told, "complete", values))
+        optimizer.ask(number)
+        waiting.append(number)

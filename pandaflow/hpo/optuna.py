@@ -184,7 +184,7 @@ class OptunaOptimizer:
     def ask(self, number: int) -> Asked:
         """Return the sampler's next point."""
         self._reseed(number)
-        trial = self._mirror.ask(number)
+        trial = self._mirror.ask(number, self._distributions.always)
         point = self._space.draw(TrialSuggester(trial, self._distributions), number)
         return Asked(point, self._mirror.memo(number))
 

@@ -200,6 +200,8 @@ def stateful_part(sampler: BaseSampler) -> str:
             return f"sampler {name} may keep a state of its own"
         if name == "GPSampler":
             return "GPSampler starts its fits from the fits before"
+        if getattr(part, "_group", False):
+            return "TPE with group=True goes through its groups in the order they came up"
     return ""
 
 

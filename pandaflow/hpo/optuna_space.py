@@ -25,6 +25,9 @@ class Distributions:
         # A define-by-run function makes its dimensions anew for each trial.
         declared = space.varied if isinstance(space, Space) else {}
         self._known = {name: (given, distribution(given)) for name, given in declared.items()}
+        #: Those that every trial has, if that is known: Optuna can draw them without being asked
+        #: one by one.
+        self.always = {} if space.conditional else {n: d for n, (_, d) in self._known.items()}
 
     def of(self, name: str, dimension: Float | Int | Choice) -> Any:
         """Return the distribution of a parameter."""
@@ -86,6 +89,15 @@ def encode(dimension: Float | Int | Choice, value: Scalar, known: Any) -> Any:
     return _on_raster(dimension, value, known)
 
 
+def decode(dimension: Float | Int | Choice, value: Any, known: Any) -> Scalar:
+    """Return what Optuna keeps as a point's value."""
+    if isinstance(dimension, Float):
+        return float(value)
+    if isinstance(dimension, Int):
+        return int(value)
+    return dimension.labels[int(value if dimension.ordered else known.to_internal_repr(value))]
+
+
 def _on_raster(dimension: Float | Int, value: Any, known: Any) -> Any:
     step = dimension.step
     if step is not None and step != 1:
@@ -108,25 +120,25 @@ class TrialSuggester:
 
     def __init__(self, trial: Trial, distributions: Distributions) -> None:
         self._trial = trial
+        self._drawn = trial.params if distributions.always else {}
         self._distributions = distributions
 
     def suggest(self, name: str, dimension: Float | Int | Choice) -> Scalar:
         """Return what the trial suggests."""
         known = self._distributions.of(name, dimension)
-        if isinstance(dimension, Float):
-            return float(
-                self._trial.suggest_float(
-                    name, known.low, known.high, log=known.log, step=known.step
-                )
-            )
-        if isinstance(dimension, Int):
-            return self._trial.suggest_int(
+        if name in self._drawn:
+            value = self._drawn[name]
+        elif isinstance(dimension, Choice) and not dimension.ordered:
+            value = self._trial.suggest_categorical(name, known.choices)
+        elif isinstance(dimension, Float):
+            value = self._trial.suggest_float(
                 name, known.low, known.high, log=known.log, step=known.step
             )
-        if dimension.ordered:
-            return dimension.labels[self._trial.suggest_int(name, known.low, known.high)]
-        chosen = self._trial.suggest_categorical(name, known.choices)
-        return dimension.labels[int(known.to_internal_repr(chosen))]
+        else:
+            value = self._trial.suggest_int(
+                name, known.low, known.high, log=known.log, step=known.step
+            )
+        return decode(dimension, value, known)
 
 
 class _Encoder:

@@ -32,7 +32,7 @@ from pandaflow.hpo.optuna_trials import (
     silence,
     unpacked,
 )
-from pandaflow.hpo.port import AskEntry, Brief, Entry, ReportEntry, TellEntry, Told
+from pandaflow.hpo.port import AskEntry, Brief, Entry, Memo, ReportEntry, TellEntry, Told
 from pandaflow.hpo.space import Point
 
 if TYPE_CHECKING:
@@ -115,10 +115,10 @@ class Mirror:
 
     # --- events ---
 
-    def ask(self, number: int) -> Trial:
-        """Start a trial whose parameters Optuna will choose."""
+    def ask(self, number: int, distributions: dict[str, Any]) -> Trial:
+        """Start a trial; Optuna chooses these parameters at once, and others when asked."""
         self._check_new(number)
-        trial = self.study.ask()
+        trial = self.study.ask(distributions)
         self._ids[number] = trial.number
         self._live[number] = trial
         return trial
@@ -157,7 +157,7 @@ class Mirror:
         trial.report(self._shown(value), step)
         self._changed.add(number)
         with numpy.errstate(invalid="ignore"):  # a percentile of reports that are infinite
-            return trial.should_prune()
+            return bool(trial.should_prune())
 
     def _shown(self, value: float) -> float:
         return self._worst if math.isnan(value) else value
@@ -339,9 +339,6 @@ class Mirror:
             else:
                 self.tell(entry.told)
             self.memo(entry.number if isinstance(entry, AskEntry) else entry.told.number)
-
-
-Memo = Mapping[str, Any]
 
 
 def _memo(entry: Entry) -> Memo:

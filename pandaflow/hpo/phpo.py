@@ -15,7 +15,7 @@ from typing import Any
 
 from pandaflow.core.errors import DataError, WorkflowError
 from pandaflow.hpo.external import ExternalSpec, external, space_to_phpo
-from pandaflow.hpo.filejob import Command
+from pandaflow.hpo.filejob import Command, is_finite
 from pandaflow.hpo.space import (
     Choice,
     Dimension,
@@ -405,7 +405,7 @@ def _multiples(dimension: Mapping[str, Any]) -> tuple[int, int, float]:
 
 
 def _finite(what: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not is_finite(value):
         raise WorkflowError(f"{what}={value!r} is no finite number")
     return value
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -47,6 +48,10 @@ class Float:
         number = _number(value)
         if not self.low <= number <= self.high:
             raise ValueError(f"{number!r} is outside [{self.low!r}, {self.high!r}]")
+        if self.step is not None:
+            steps = (number - self.low) / self.step
+            if abs(steps - round(steps)) > 1e-6:
+                raise ValueError(f"{number!r} is between the steps of {self.step!r}")
         return number
 
     def at(self, unit: float) -> float:
@@ -94,11 +99,13 @@ class Int:
         ------
         ValueError
         """
-        number = _number(value)
+        number = value if type(value) is int else _number(value)
         if number != int(number):
             raise ValueError(f"{value!r} is no whole number")
         if not self.low <= number <= self.high:
             raise ValueError(f"{value!r} is outside [{self.low}, {self.high}]")
+        if (int(number) - self.low) % self.step:
+            raise ValueError(f"{value!r} is between the steps of {self.step}")
         return int(number)
 
     def at(self, unit: float) -> int:
@@ -182,9 +189,10 @@ def real(low: float, high: float, *, log: bool = False, step: float | None = Non
     Float(low=0.0, high=1.0, log=False, step=None)
     """
     try:
-        return Float(float(low), float(high), log, None if step is None else float(step))
+        ends = (float(low), float(high), None if step is None else float(step))
     except (TypeError, ValueError):
         raise WorkflowError(f"hpo.float({low!r}, {high!r}): give two numbers") from None
+    return Float(ends[0], ends[1], log, ends[2])
 
 
 def log(low: float, high: float) -> Float:
@@ -206,7 +214,7 @@ def choice(options: Sequence[Any] | Mapping[Any, Mapping[str, Any]]) -> Choice:
         A mapping gives each option parameters of its own, which exist only if it is chosen:
         ``choice({"bdt": {"depth": hpo.int(2, 12)}, "nn": {"width": hpo.int(8, 64)}})``.
     """
-    if isinstance(options, Mapping):
+    if isinstance(options, Mapping) and options:
         labels = tuple(_label(k, option) for k, option in enumerate(options))
         inner = [_dimensions(given) for given in options.values()]
         branches = dict(zip(labels, inner, strict=True))
@@ -224,12 +232,13 @@ def fixed(value: Any) -> Fixed:
     return Fixed(value)
 
 
-def _choice(options: Sequence[Any], *, ordered: bool) -> Choice:
+def _choice(options: Any, *, ordered: bool) -> Choice:
     if isinstance(options, str) or not isinstance(options, Sequence) or not options:
         raise WorkflowError(f"hpo.choice takes a list of options, not {options!r}")
     labels = tuple(_label(k, option) for k, option in enumerate(options))
-    if len({(type(label), label) for label in labels}) < len(labels):
-        raise WorkflowError(f"hpo.choice({list(options)!r}): an option is given twice")
+    for number, label in enumerate(labels):
+        if any(_same(label, earlier) for earlier in labels[:number]):
+            raise WorkflowError(f"hpo.choice({list(options)!r}): an option is given twice")
     return Choice(tuple(options), labels, ordered)
 
 
@@ -238,8 +247,12 @@ def _label(number: int, option: Any) -> Scalar:
         return option
     if isinstance(option, float) and math.isfinite(option):
         return option
-    text = getattr(option, "__name__", None) or repr(option)
-    return f"{number}: {text[:60]}"
+    return f"{number}: {_text(option)[:60]}"
+
+
+def _text(value: Any) -> str:
+    """Return an object in words that are the same in every process."""
+    return getattr(value, "__name__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -263,7 +276,7 @@ def _number(value: Any) -> float:
         raise ValueError(f"{value!r} is no number")
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{value!r} is no number") from None
     if not math.isfinite(number):
         raise ValueError(f"{value!r} is not finite")
@@ -394,6 +407,7 @@ class Space:
         for name, dimension in _flat(self._top):
             if self.dimensions.setdefault(name, dimension) != dimension:
                 raise WorkflowError(f"parameter {name!r} is declared twice, and differently")
+        _check_nested(self._top, frozenset())
 
     @property
     def varied(self) -> dict[str, Float | Int | Choice]:
@@ -563,6 +577,17 @@ def _flat(dimensions: Mapping[str, Dimension]) -> Iterator[tuple[str, Dimension]
                 yield from _flat(branch)
 
 
+def _check_nested(dimensions: Mapping[str, Dimension], above: frozenset[str]) -> None:
+    """Refuse a parameter that would be there twice at one point."""
+    for name in dimensions:
+        if name in above:
+            raise WorkflowError(f"parameter {name!r} is declared again below itself or beside it")
+    here = above | set(dimensions)
+    for dimension in dimensions.values():
+        for branch in dimension.branches.values() if isinstance(dimension, Choice) else ():
+            _check_nested(branch, here)
+
+
 def _draw(dimensions: Mapping[str, Dimension], suggester: Suggester, point: Point) -> None:
     for name, dimension in dimensions.items():
         if isinstance(dimension, Fixed):
@@ -616,7 +641,7 @@ def _described(dimension: Dimension) -> dict[str, Any]:
                 "step": dimension.step,
             }
         case Fixed():
-            return {"type": "fixed", "value": repr(dimension.value)}
+            return {"type": "fixed", "value": _text(dimension.value)}
     out: dict[str, Any] = {"type": "choice", "options": list(dimension.labels)}
     if dimension.ordered:
         out["type"] = "ordinal"

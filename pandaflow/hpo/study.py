@@ -98,6 +98,8 @@ class Study:
         self._book: Book | None = None
         self._pending: list[tuple[str, dict[str, Any]]] = []
         self._manual: Manual | None = None
+        #: The notebook cell whose output shows the study already.
+        self._shown_in: int | None = None
 
     # --- running ------------------------------------------------------------------------
 
@@ -181,16 +183,14 @@ class Study:
             resources = _with_retries(resources, retries)
         workflow = _as_workflow(plan, objective, resources, given)
         self._retire_old_run()
-        self._run(workflow, executor, executors, progress, callbacks)
+        run = workflow.submit(executor, executors, self._store, self.name)
+        self._attend(run, progress, callbacks, plan.terms.n_trials)
         return self
 
-    def _run(
-        self, workflow: Any, executor: Any, executors: Any, progress: Any, callbacks: Any
-    ) -> None:
+    def _attend(self, run: Run, progress: Any, callbacks: Any, n_trials: int | None) -> None:
         from pandaflow.hpo.watching import attend
 
-        run = workflow.submit(executor, executors, self._store, self.name)
-        attend(self, run, progress, callbacks)
+        attend(self, run, progress, callbacks, n_trials)
         state = self._store.study(self.name)
         if state is not None and state.status == "failed":
             raise StudyFailed(f"study {self.name!r}: {state.summary.get('reason')}")
@@ -324,7 +324,16 @@ class Study:
         """
         from pandaflow.hpo.exports import to_optuna
 
-        return to_optuna(self.name, self._space, self.book, storage)
+        return to_optuna(self.name, self._known_space(), self.book, storage)
+
+    def _known_space(self) -> AnySpace:
+        """Return the search space, or what the log tells of it."""
+        from pandaflow.hpo.exports import recorded_space
+
+        state = self._store.study(self.name)
+        if self._space is not None or state is None:
+            return self._space if self._space is not None else recorded_space({}, self.book)
+        return recorded_space(state.head["space"], self.book)
 
     def verify(self, last: int = 20) -> Any:
         """Ask again for the last points of the log, and tell whether they are the same.
@@ -497,8 +506,10 @@ class Study:
 
     def _repr_html_(self) -> str:
         from pandaflow.hpo.plots import study_html
+        from pandaflow.hpo.watching import cell
 
-        return study_html(self)
+        shown = self._shown_in is not None and self._shown_in == cell()
+        return "" if shown else study_html(self)
 
 
 #: Keywords that are settings and not arguments of the objective.
@@ -511,9 +522,7 @@ def _with_retries(resources: Any, retries: int) -> Any:
     return {"retries": retries, **(resources or {})}
 
 
-def _as_workflow(
-    plan: StudyPlan, objective: Any, resources: Any, fixed: Mapping[str, Any]
-) -> Any:
+def _as_workflow(plan: StudyPlan, objective: Any, resources: Any, fixed: Mapping[str, Any]) -> Any:
     """Return the workflow of one search, whose result is the best trial."""
     from pandaflow.authoring.trace import active_trace
     from pandaflow.workflows import WorkflowFunction

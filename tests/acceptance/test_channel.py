@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,18 +12,16 @@ import pytest
 
 import pandaflow as pf
 from pandaflow.core.events import JobSaid
+from pandaflow.places import pick_executors
 
 PATIENCE = 30.0
 
 
 @pf.task(retries=3)
-def train(x, gate):
-    """Wait for the gate, then report until pruned; the last of them stops by itself."""
+def train(x):
+    """Report until pruned; job 0 ends soon, job 2 when it is asked to, the others by force."""
     job = pf.current_job()
-    end = time.monotonic() + PATIENCE
-    while not os.path.exists(gate) and time.monotonic() < end:
-        time.sleep(0.005)
-    for step in range(3 if x == 0 else 10**9):
+    for step in range(3 if x == 0 else 3_000):
         job.send({"x": x, "step": step})
         if x == 2 and job.stopping:
             raise pf.Skip(f"I agree: {job.stopping}")
@@ -41,14 +38,39 @@ def tell(x, gate):
     return x
 
 
+@pf.task
+def ask_until_stopped(x):
+    """Job 1 goes on until it is asked to stop."""
+    job = pf.current_job()
+    end = time.monotonic() + PATIENCE
+    job.send({"x": x})
+    while x == 1 and not job.stopping and time.monotonic() < end:
+        time.sleep(0.01)
+    return job.stopping
+
+
 @pf.workflow
-def study(n, gate):
-    return train(pf.items(range(n)), gate)
+def study(n):
+    return train(pf.items(range(n)))
 
 
 @pf.workflow
 def talk(n, gate):
     return tell(pf.items(range(n)), gate)
+
+
+@pf.workflow
+def one_by_one(n):
+    return ask_until_stopped(pf.items(range(n)))
+
+
+def begin(call: Any, executor: Any, store: str, *listeners: Any) -> pf.Run:
+    """Drive a run in a thread; the listeners hear it from its first message on."""
+    run = call._create(store, None, ())
+    for listener in listeners:
+        run._listen(listener)
+    run._drive(pick_executors(executor, None))
+    return run
 
 
 def until(condition: Callable[[], Any]) -> None:
@@ -61,19 +83,16 @@ def until(condition: Callable[[], Any]) -> None:
 class Ear:
     """Keeps what a run says."""
 
-    def __init__(self, run: pf.Run) -> None:
-        self.run, self.heard = run, []
-        run._listen(self.hear)
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, JobSaid]] = []
 
-    def hear(self, said: JobSaid, task: str) -> None:
+    def __call__(self, said: JobSaid, task: str) -> None:
         self.heard.append((task, said))
 
 
 def test_messages_reach_the_driver(tmp_path: Path, executor: Any, store: str) -> None:
-    gate = tmp_path / "gate"
-    run = talk(5, str(gate)).submit(executor=executor, store=store)
-    ear = Ear(run)
-    gate.touch()
+    ear = Ear()
+    run = begin(talk(5, str(tmp_path)), executor, store, ear)
     assert run.result(timeout=PATIENCE) == list(range(5))
     assert sorted((task, said.job, said.body["x"]) for task, said in ear.heard) == [
         ("tell", x, x) for x in range(5)
@@ -83,15 +102,11 @@ def test_messages_reach_the_driver(tmp_path: Path, executor: Any, store: str) ->
 def test_a_listener_that_raises_does_no_harm(
     tmp_path: Path, executor: Any, store: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gate = tmp_path / "gate"
-    run = talk(3, str(gate)).submit(executor=executor, store=store)
-
     def broken(said: JobSaid, task: str) -> None:
         raise ValueError("this listener is broken")
 
-    run._listen(broken)
-    ear = Ear(run)
-    gate.touch()
+    ear = Ear()
+    run = begin(talk(3, str(tmp_path)), executor, store, broken, ear)
     assert run.result(timeout=PATIENCE) == [0, 1, 2]
     assert len(ear.heard) == 3
     assert "a listener failed" in caplog.text
@@ -99,20 +114,17 @@ def test_a_listener_that_raises_does_no_harm(
 
 @pytest.mark.parametrize("kind", ["processes", "threads"])
 def test_jobs_that_report_are_stopped(
-    tmp_path: Path, kind: str, store: str, request: pytest.FixtureRequest
+    kind: str, store: str, request: pytest.FixtureRequest
 ) -> None:
     """The decision is made where the report is heard, as a pruner makes it."""
-    gate = tmp_path / "gate"
     executor = request.getfixturevalue(kind)
-    run = study(4, str(gate)).submit(executor=executor, store=store)
     answers: list[bool] = []
 
     def prune(said: JobSaid, task: str) -> None:
         if said.body["x"] > 0 and said.body["step"] == 2:
             answers.append(run._stop_jobs(task, [said.job], f"bad value of {said.job}", 0.3))
 
-    run._listen(prune)
-    gate.touch()
+    run = begin(study(4), executor, store, prune)
     assert run.wait(PATIENCE) == "done"
     jobs = list(run.jobs())
     assert jobs[0]["status"] == "finished" and answers == [True] * 3
@@ -122,61 +134,32 @@ def test_jobs_that_report_are_stopped(
     assert not any(job["failure"] for job in jobs)
 
 
-def test_in_the_callers_thread_jobs_are_asked_only(tmp_path: Path, store: str) -> None:
-    seen: list[str] = []
-
-    @pf.task
-    def work(x):
-        job = pf.current_job()
-        end = time.monotonic() + PATIENCE
-        job.send({"x": x})
-        while x == 1 and not job.stopping and time.monotonic() < end:
-            time.sleep(0.01)
-        return job.stopping
-
-    @pf.workflow
-    def flow():
-        return work(pf.items(range(4)))
-
-    gate = threading.Event()
-    run = _held(flow(), gate, store)
+def test_in_the_callers_thread_jobs_are_asked_only(store: str) -> None:
+    seen: list[int] = []
 
     def prune(said: JobSaid, task: str) -> None:
         seen.append(said.body["x"])
         if said.body["x"] == 1:
-            threading.Timer(0.05, run._stop_jobs, (task, [1, 2], "asked", 0.0)).start()
+            assert run._stop_jobs(task, [1, 2], "asked", 0.0)
 
+    run = one_by_one(4)._create(store, None, ())
     run._listen(prune)
-    gate.set()
-    assert run.wait(PATIENCE) == "done"
+    run._drive(pick_executors(pf.executors.Local(workers=0), None), here=True)
+    assert run.status == "done"
     assert seen == [0, 1, 3], "job 2 was asked before it began"
     assert run.result(partial=True)[1] == "asked"
-
-
-def _held(call: Any, gate: threading.Event, store: str) -> pf.Run:
-    """Submit to the caller's thread, which waits for the gate before the first job."""
-
-    class Held(pf.executors.Local):
-        def open(self, *args: Any) -> Any:
-            assert gate.wait(PATIENCE)
-            return super().open(*args)
-
-    return call.submit(executor=Held(workers=0), store=store)
 
 
 def test_a_handle_listens_on_after_it_resumes_the_run(
     tmp_path: Path, processes: Any, store: str
 ) -> None:
     gate = tmp_path / "gate"
-    run = talk(3, str(gate)).submit(executor=processes, store=store)
-    ear = Ear(run)
+    ear = Ear()
+    run = begin(talk(3, str(gate)), processes, store, ear)
     until(lambda: any(run.jobs(status="running")))
-    assert not run._stop_jobs("tell", [], "nobody") or run._runner is not None
     run.stop()
     assert run._stop_jobs("tell", [0], "nobody drives it") is False
     gate.touch()
-    from pandaflow.places import pick_executors
-
     run._drive(pick_executors(processes, None))
     assert run.result(timeout=PATIENCE) == [0, 1, 2]
     assert sorted(said.body["x"] for _, said in ear.heard) == [0, 1, 2]
@@ -195,9 +178,12 @@ def test_an_executor_without_a_channel(tmp_path: Path, store: str) -> None:
 
             return Bare()
 
-    gate = tmp_path / "gate"
-    run = talk(1, str(gate)).submit(executor=Mute(), store=store)
-    until(lambda: any(run.jobs(status="running")) or run._runner._sessions)
-    assert run._stop_jobs("tell", [0], "unheard") is False
-    gate.touch()
+    ear = Ear()
+
+    def stop(said: JobSaid, task: str) -> None:
+        answers.append(run._stop_jobs(task, [said.job], "unheard"))
+
+    answers: list[bool] = []
+    run = begin(talk(1, str(tmp_path)), Mute(), store, ear, stop)
     assert run.result(timeout=PATIENCE) == [0]
+    assert answers == [False] and len(ear.heard) == 1

@@ -8,7 +8,7 @@ engine, and restored engines equal to live ones. Here events come in any order.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 import pandaflow as pf
+from pandaflow.authoring.collections import Placed
+from pandaflow.authoring.fragments import trace_fragment
 from pandaflow.core import events as ev
-from pandaflow.core.model import Failure, Retry
+from pandaflow.core.model import Failure, Output, Retry
 from pandaflow.testing.engine import Outcome, World
 
 
@@ -227,6 +229,20 @@ class Plan:
         return self._inc(both, other, options)
 
 
+def joining(shape: str, n: int, given: Any) -> Any:
+    """A sub-workflow that joins a run; ``given`` is a value, or what a task of the run returned."""
+    numbers = pf.items(range(n))
+    if shape == "chain":
+        return total(double(inc(numbers)).all())
+    if shape == "scatter":
+        return total(inc(pf.scatter(listed(numbers))).all())
+    if shape == "loop":
+        return pf.loop(inc, given, until=fifth, max_iterations=3)
+    if shape == "when":
+        return pf.when(inc(given), lambda: inc(given), lambda: double(given))
+    return counted(given, inc(numbers).all())
+
+
 class EngineMachine(RuleBasedStateMachine):
     """A run under all sorts of fates."""
 
@@ -334,6 +350,28 @@ class EngineMachine(RuleBasedStateMachine):
         upto = min(self.plan.n, self.appended + count)
         self.world.append(0, range(self.appended, upto))
         self.appended = upto
+
+    @precondition(lambda self: self.world.engine.next_bundle < 30)
+    @rule(
+        shape=st.sampled_from(["chain", "scatter", "loop", "when", "reads"]),
+        n=st.integers(0, 3),
+        task=st.none() | st.integers(0, 30),
+    )
+    def fragment_joins(self, shape: str, n: int, task: int | None) -> None:
+        engine, items = self.world.engine, self.world.items
+        given: Any = n
+        if task is not None and task in engine.tasks and engine.tasks[task].spec.single:
+            given = Placed("given", Output(task), length=1, single=True)
+        prefix = f"{len(engine.tasks)}/"
+        fragment, blobs, _ = trace_fragment(joining, (shape, n, given), {}, prefix)
+        first = len(engine.spec.sources)
+        sources = [replace(s, id=first + k) for k, s in enumerate(fragment.sources)]
+        self.world._blobs.update(blobs)
+        more = type(items)(sources, blobs)
+        items._sources |= more._sources
+        items._frames |= more._frames
+        self.world.released.clear()  # who joins late reads values from where they are kept
+        self.world.tell(ev.FragmentAppended(self.world.at, fragment))
 
     def finish_stream(self) -> None:
         if not self.closed:

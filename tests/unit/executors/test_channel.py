@@ -160,8 +160,8 @@ def test_threads_of_the_payload_speak_for_its_job(bench: Any) -> None:
         def by_context() -> None:
             current_job().send({"by": "context"})
 
+        copied = copy_context()
         for target in (lambda: copied.run(by_context), lambda: kept.send({"by": "object"})):
-            copied = copy_context()
             thread = threading.Thread(target=target)
             thread.start()
             thread.join()

@@ -200,12 +200,6 @@ def test_what_cannot_work_is_refused_before_the_study(spec: Any, space: Any, wor
         spec.check(space, BRIEF)
 
 
-@pytest.mark.parametrize("spec", [*ENDLESS, designs.grid(points=2)])
-def test_a_pruner_is_refused_because_it_would_do_nothing(spec: Any) -> None:
-    with pytest.raises(WorkflowError, match="no pruner"):
-        spec.check(MIXED, Brief(("minimize",), 1, pruner="median"))
-
-
 @pytest.mark.parametrize(
     "make",
     [

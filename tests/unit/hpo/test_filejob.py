@@ -90,6 +90,7 @@ def test_losses(text: str, value: Any) -> None:
         ('{"loss": null}', "loss None"),
         ('{"loss": NaN}', "loss nan"),
         ('{"loss": Infinity}', "loss inf"),
+        ('{"loss": 1' + "0" * 400 + "}", "loss 1000"),
         ('{"loss": true}', "loss True"),
         ('{"loss": "1.5"}', "loss '1.5'"),
         ('{"loss": []}', r"loss \[\]"),
@@ -256,6 +257,15 @@ def test_it_is_pickled_with_the_directory_of_its_scripts(
     data = pickle.dumps(Command("sh here.sh"))
     monkeypatch.chdir("/")
     assert pickle.loads(data)(x=1) == 7.0
+
+
+def test_settings_are_there_but_cannot_be_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "history.json").write_text("[1]")
+    command = Command(
+        "cat history.json && echo '[2]' > history.json && echo '{\"loss\": 1}' > %OUT"
+    )
+    assert command(x=1) == 1.0
+    assert (tmp_path / "history.json").read_text() == "[1]"
 
 
 @pytest.mark.parametrize(
