@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pandaflow.hpo.active import active_learning as active_learning
     from pandaflow.hpo.book import TrialRecord as TrialRecord
-    from pandaflow.hpo.designs import grid as grid
-    from pandaflow.hpo.designs import lhs as lhs
-    from pandaflow.hpo.designs import points as points
-    from pandaflow.hpo.designs import random as random
-    from pandaflow.hpo.designs import sobol as sobol
     from pandaflow.hpo.errors import StudyFailed as StudyFailed
-    from pandaflow.hpo.external import external as external
     from pandaflow.hpo.filejob import Command as Command
-    from pandaflow.hpo.nevergrad import nevergrad as nevergrad
     from pandaflow.hpo.objective import Result as Result
     from pandaflow.hpo.objective import Trial as Trial
     from pandaflow.hpo.objective import TrialPruned as TrialPruned
-    from pandaflow.hpo.optuna import optuna as optuna
+    from pandaflow.hpo.optimizers.designs import grid as grid
+    from pandaflow.hpo.optimizers.designs import lhs as lhs
+    from pandaflow.hpo.optimizers.designs import points as points
+    from pandaflow.hpo.optimizers.designs import random as random
+    from pandaflow.hpo.optimizers.designs import sobol as sobol
+    from pandaflow.hpo.optimizers.external import external as external
+    from pandaflow.hpo.optimizers.nevergrad import nevergrad as nevergrad
+    from pandaflow.hpo.optimizers.optuna import optuna as optuna
     from pandaflow.hpo.phpo import from_phpo as from_phpo
     from pandaflow.hpo.scans import scan as scan
     from pandaflow.hpo.searching import search as search
@@ -52,13 +52,13 @@ if TYPE_CHECKING:
 _HOME = {
     "active": "active_learning",
     "book": "TrialRecord",
-    "designs": "grid lhs points random sobol",
+    "optimizers.designs": "grid lhs points random sobol",
     "errors": "StudyFailed",
-    "external": "external",
+    "optimizers.external": "external",
     "filejob": "Command",
-    "nevergrad": "nevergrad",
+    "optimizers.nevergrad": "nevergrad",
     "objective": "Result Trial TrialPruned",
-    "optuna": "optuna",
+    "optimizers.optuna": "optuna",
     "phpo": "from_phpo",
     "scans": "scan",
     "searching": "search",

@@ -10,6 +10,7 @@ arithmetic answer in place.
 from __future__ import annotations
 
 import os
+import queue
 import socket
 import subprocess
 import sys
@@ -20,8 +21,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, TypeAlias
 
-from pandaflow.hpo.designs import Exhausted
 from pandaflow.hpo.engine import Adopt, Answer, Ask, Report, Request, Tell
+from pandaflow.hpo.optimizers.designs import Exhausted
 from pandaflow.hpo.port import AskEntry, Brief, Entry, Optimizer, OptimizerSpec
 from pandaflow.hpo.space import AnySpace
 
@@ -78,7 +79,7 @@ def make_optimizer(spec: OptimizerSpec, space: AnySpace, brief: Brief) -> Optimi
     optimizer = spec.build(space, brief)
     if brief.pruner is None or spec.describe()["kind"] == "optuna":
         return optimizer
-    from pandaflow.hpo.optuna import pruned_by
+    from pandaflow.hpo.optimizers.optuna import pruned_by
 
     return pruned_by(optimizer, brief)
 
@@ -168,8 +169,11 @@ class OwnProcess:
         with its:
             self._process = _launch(its.fileno())
         self._connection: Any = Connection(mine.detach())
+        self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name="pandaflow-asker", daemon=True)
+        self._writer = threading.Thread(target=self._write, name="pandaflow-teller", daemon=True)
         self._reader.start()
+        self._writer.start()
         self._put(cloudpickle.dumps((spec, space, brief, list(entries), snapshot)))
 
     @property
@@ -199,13 +203,20 @@ class OwnProcess:
         self._closed = True
         self._process.kill()
         self._process.wait()
-        if threading.current_thread() is not self._reader:
-            self._reader.join(timeout=5)
+        self._outgoing.put(None)
+        for thread in (self._reader, self._writer):
+            if threading.current_thread() is not thread:
+                thread.join(timeout=5)
         self._connection.close()
 
     def _put(self, data: bytes) -> None:
+        self._outgoing.put(data)
+
+    def _write(self) -> None:
+        """In a thread: one that hangs reads nothing, and a full pipe must not hold the study."""
         try:
-            self._connection.send_bytes(data)
+            while (data := self._outgoing.get()) is not None:
+                self._connection.send_bytes(data)
         except OSError:
             return  # it has died: the reader tells
 
@@ -220,6 +231,8 @@ class OwnProcess:
                     self._since = time.monotonic()
                 self._ready = True
                 self._hear(said)
+                if any(isinstance(one, Broken) for one in said):
+                    return  # the end of its process is no second failure
         except (EOFError, OSError):
             if not self._closed:
                 self._hear([Broken(f"its process ended ({_exit_of(self._process)})")])

@@ -32,7 +32,6 @@ from pandaflow.hpo.asking import (
     open_asker,
 )
 from pandaflow.hpo.book import Book, entry_of
-from pandaflow.hpo.designs import random as random_design
 from pandaflow.hpo.engine import (
     Adopt,
     Answer,
@@ -46,6 +45,7 @@ from pandaflow.hpo.engine import (
     Tell,
     Terms,
 )
+from pandaflow.hpo.optimizers.designs import random as random_design
 from pandaflow.hpo.port import AskEntry, Brief, Entry, OptimizerSpec
 from pandaflow.hpo.space import AnySpace
 from pandaflow.store.sql import SqlStore, this_process
@@ -201,12 +201,18 @@ class StudyDriver:
                 f"study {name!r} has the directions {', '.join(head['directions'])}, not "
                 f"{', '.join(plan.directions)}; give the new study another name"
             )
-        if head["digest"] != plan.space.digest and not plan.extend:
+        changed = head["digest"] != plan.space.digest
+        if changed and not plan.extend and self._has_points():
             changes = _changes(head["space"], plan.space.describe())
             raise WorkflowError(
                 f"the search space of study {name!r} was changed ({changes}); pass extend=True to "
                 "go on with the new space, or give the new study another name"
             )
+
+    def _has_points(self) -> bool:
+        """Whether the log has points; a study that was refused before its first has none."""
+        kinds = ("ask", "add", "queue")
+        return any(record.kind in kinds for record in self.store.study_log(self.plan.name))
 
     def _read(self, book: Book | None = None) -> list[Entry]:
         """Read the log (into ``book``); return what the optimizer must be brought back from."""
@@ -220,12 +226,16 @@ class StudyDriver:
                 own = record.body["optimizer"] == mine
             if record.kind == "space" or not own:
                 start, self._snapshot = 0, None
-            elif record.kind == "snapshot" and Path(record.body["file"]).exists():
+            elif record.kind == "snapshot" and self._is_usable(record.body["file"]):
                 start, self._snapshot = len(entries), Path(record.body["file"])
             entry = entry_of(record.kind, record.trial, record.body)
             if entry is not None:
                 entries.append(entry if own else _foreign(entry))
         return entries[start:]
+
+    def _is_usable(self, snapshot: str) -> bool:
+        """Whether to restore from a file; not after a failure, which it may be the reason of."""
+        return not self._failures and Path(snapshot).is_file()
 
     def _me(self) -> dict[str, Any]:
         return {**identity(self.plan.optimizer), "seed": self.brief.seed}
@@ -248,8 +258,9 @@ class StudyDriver:
             records.append(Log("note", None, {"text": text}))
             self._snapshot = None
         self._commit([*records, Log("session", None, body)], status="running", run=run)
-        if changed or last not in (None, self._me()):
-            self._writer.append([], head=head_of(plan, self.brief.seed))
+        head = head_of(plan, self.brief.seed)
+        if head != self._known:
+            self._writer.append([], head=head)
 
     def _start(self, entries: Sequence[Entry]) -> None:
         """Start the optimizer where the log ends."""

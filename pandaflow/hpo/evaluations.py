@@ -21,6 +21,9 @@ from pandaflow.workflows import WorkflowFunction, grow
 Work = tuple[int, int, Mapping[str, Any], int]
 Found = Iterator[tuple[int, Outcome]]
 
+#: Why a job of a trial that was given up was stopped.
+PRUNED = "the study's pruner has given it up"
+
 _ENDED = (JobStatus.FAILED, JobStatus.CLOSED, JobStatus.CANCELLED)
 
 
@@ -62,7 +65,16 @@ def evaluations(run: Any, plan: SearchPlan, book: Book) -> Evaluations:
 
 
 def _failed(number: int, repeat: int, why: str) -> dict[str, Any]:
-    return {"n": number, "r": repeat, "s": "failed", "v": [], "why": why}
+    state = "pruned" if why == PRUNED else "failed"
+    return {"n": number, "r": repeat, "s": state, "v": [], "why": why}
+
+
+def _value(gatherer: Any, task: int, job: int, ticket: tuple[int, int]) -> dict[str, Any]:
+    """Read the outcome of a job that finished; one that cannot be read is a failure."""
+    try:
+        return dict(gatherer.value(task, job))
+    except DataError as error:
+        return _failed(*ticket, str(error))
 
 
 def _aborted(records: Sequence[cmd.Record]) -> bool:
@@ -105,7 +117,8 @@ class JobsOfOneTask:
         for row in rows:
             number, repeat = self._tickets[row["index"]]
             if row["status"] == JobStatus.FINISHED:
-                yield number, gatherer.value(self._task, row["index"])
+                ticket = (number, repeat)
+                yield number, _value(gatherer, self._task, row["index"], ticket)
             elif row["status"] in _ENDED:
                 failure = row["failure"] or {}
                 yield number, _failed(number, repeat, failure.get("message") or row["reason"])
@@ -243,7 +256,7 @@ class OwnTasks:
     def _row(self, gatherer: Any, name: str, task: int, number: int, repeat: int) -> Found:
         for row in self._run.jobs(task=name):
             if row["status"] == JobStatus.FINISHED:
-                yield number, gatherer.value(task, row["index"])
+                yield number, _value(gatherer, task, row["index"], (number, repeat))
             elif row["status"] in _ENDED:
                 yield number, _failed(number, repeat, row["reason"])
 
@@ -270,7 +283,11 @@ class OwnTasks:
 
     def _outcome(self, record: Any, number: int, repeat: int) -> Found:
         if isinstance(record, cmd.BundleFinished) and len(record.finished):
-            loaded = self._results.load(self._results.place(record.bundle))
+            try:
+                loaded = self._results.load(self._results.place(record.bundle))
+            except DataError as error:
+                yield number, _failed(number, repeat, str(error))
+                return
             values = dict(zip(loaded.jobs, loaded.values, strict=True))
             yield number, values[record.finished[0]]
         elif isinstance(record, cmd.JobsMoved) and record.finish in _ENDED:

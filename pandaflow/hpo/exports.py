@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -247,8 +248,11 @@ def to_optuna(name: str, space: AnySpace, book: Book, storage: Any = None) -> op
     WorkflowError
         Optuna is missing, or the storage has another study of that name.
     """
-    from pandaflow.hpo.optuna_studies import TrialRecord as Shown
-    from pandaflow.hpo.optuna_studies import study_of
+    from pandaflow.hpo.optimizers.optuna_samplers import REMEDY, need
+    from pandaflow.hpo.optimizers.optuna_studies import TrialRecord as Shown
+    from pandaflow.hpo.optimizers.optuna_studies import study_of
+
+    need("optuna", REMEDY, "an Optuna study")
 
     shown = [
         Shown(
@@ -264,8 +268,22 @@ def to_optuna(name: str, space: AnySpace, book: Book, storage: Any = None) -> op
         )
         for trial in book.trials
     ]
-    made = study_of(space, book.directions, shown, name=name)
-    return made if storage is None else _kept(made, storage)
+    with _without_chatter():
+        made = study_of(space, book.directions, shown, name=name)
+        return made if storage is None else _kept(made, storage)
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Keep Optuna from telling each study that it makes; its setting is put back."""
+    from optuna import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _kept(made: optuna.Study, storage: Any) -> optuna.Study:
@@ -367,7 +385,7 @@ def _read(source: Any, directions: tuple[str, ...]) -> tuple[str, _Found]:
 
 
 def _from_optuna(source: optuna.Study, directions: tuple[str, ...]) -> _Found:
-    from pandaflow.hpo.optuna_studies import entries_of
+    from pandaflow.hpo.optimizers.optuna_studies import entries_of
 
     theirs = tuple(direction.name.lower() for direction in source.directions)
     _check_directions(source.study_name, theirs, directions)

@@ -84,18 +84,22 @@ class Manual:
         """Take in outcomes; tell which of them counted."""
         commands: list[Command] = []
         counted = []
-        for trial, value, *rest in results:
-            number = trial.number if isinstance(trial, AskedTrial) else int(trial)
-            if not 0 <= number < len(self._driver.book.trials):
-                raise WorkflowError(f"trial {number} was never asked for")
+        # All are parsed before the first counts: one that is wrong leaves nothing half told.
+        for number, outcome in [self._parsed(*result) for result in results]:
             before = len(self._driver.engine.requests)
-            commands += self._driver.engine.outcome(
-                number, self._outcome(number, value, rest[0] if rest else "complete")
-            )
+            commands += self._driver.engine.outcome(number, outcome)
             counted.append(len(self._driver.engine.requests) > before)
         self._driver.work(commands)
         self._settle()
         return counted
+
+    def _parsed(
+        self, trial: AskedTrial | int, value: Any = None, state: str = "complete"
+    ) -> tuple[int, dict[str, Any]]:
+        number = trial.number if isinstance(trial, AskedTrial) else int(trial)
+        if not 0 <= number < len(self._driver.book.trials):
+            raise WorkflowError(f"trial {number} was never asked for")
+        return number, self._outcome(number, value, state)
 
     def _outcome(self, number: int, value: Any, state: str) -> dict[str, Any]:
         if state not in ("complete", "pruned", "failed"):

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pandaflow.core.errors import DataError, WorkflowError
-from pandaflow.hpo.external import ExternalSpec, external, space_to_phpo
 from pandaflow.hpo.filejob import Command, is_finite
+from pandaflow.hpo.optimizers.external import ExternalSpec, external, space_to_phpo
 from pandaflow.hpo.space import (
     Choice,
     Dimension,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pandaflow.core.errors import WorkflowError
 from pandaflow.display import units
 from pandaflow.display.drawing import Bars, Drawing, Label, Line, escape
-from pandaflow.display.html import CARD, DIM, NUMBER, TEXT, bar_html, pill_html, table_html
+from pandaflow.display.html import CARD, DIM, NUMBER, bar_html, pill_html, table_html
 from pandaflow.display.style import FAINT, MUTED, RULE, STATE_COLOURS, tint
 from pandaflow.hpo.book import Book, TrialRecord
 from pandaflow.hpo.watching import best_text, params_text, value_text
@@ -39,7 +39,7 @@ class _Kind:
 
 _KINDS: Mapping[str, _Kind] = {
     "optimization_history": _Kind("history"),
-    "parallel_coordinate": _Kind("parameters of each trial", (9.0, 5.0)),
+    "parallel_coordinate": _Kind("parameters of each trial", (10.0, 5.0)),
     "param_importances": _Kind("importance of parameters", (8.0, 3.6), 2, single=False),
     "slice": _Kind("value by parameter"),
     "contour": _Kind("value over pairs of parameters", (7.0, 5.5), 2),
@@ -82,7 +82,7 @@ def plot(study: Study, kind: str, *, objective: int = 0, **options: Any) -> Figu
     if len(study.directions) > 1 and _KINDS[kind].single:
         found |= {"target": lambda t: t.values[objective], "target_name": f"value {objective}"}
     with _quiet() as pyplot:
-        figure = _drawn(study, kind, found)
+        figure: Figure = _drawn(study, kind, found)
         pyplot.close(figure)  # or notebooks would show it a second time
     return figure
 
@@ -116,7 +116,9 @@ def _quiet() -> Iterator[Any]:
         raise WorkflowError(
             f'plots need Optuna and matplotlib ({error}): pip install "pandaflow[hpo]"'
         ) from None
-    with matplotlib.rc_context(), warnings.catch_warnings():
+    # an engine for layouts must be there before colour bars are
+    layout = {"figure.constrained_layout.use": True}
+    with matplotlib.rc_context(layout), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield pyplot
 
@@ -137,12 +139,25 @@ def _drawn(study: Study, kind: str, options: Mapping[str, Any]) -> Any:
 
 def _presentable(axes: Sequence[Any], name: str, kind: str) -> Any:
     figure = axes[0].figure
-    figure.set_layout_engine("tight")
     figure.set_size_inches(*_size(len(axes), kind))
-    for one in axes:
-        one.set_title("")
+    for one in figure.axes:
+        for place in ("left", "center", "right"):
+            one.set_title("", loc=place)
+        _turn_words(one)
     figure.suptitle(f"{name}: {_KINDS[kind].title}", fontsize=12)
     return figure
+
+
+def _turn_words(axes: Any) -> None:
+    """Write options below an axis aslant and without quotes, so that they do not overlap."""
+    from matplotlib.category import StrCategoryFormatter
+
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    if isinstance(axes.xaxis.get_major_formatter(), StrCategoryFormatter):
+        axes.set_xticks(axes.get_xticks(), [units.clip(label.strip("'"), 16) for label in labels])
+        axes.tick_params(axis="x", rotation=35, labelsize=8)
+        for label in axes.get_xticklabels():
+            label.set_horizontalalignment("right")
 
 
 def _size(axes: int, kind: str) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pandaflow.hpo.designs import grid, points
+from pandaflow.hpo.optimizers.designs import grid, points
 from pandaflow.hpo.searching import as_objective
 from pandaflow.hpo.space import Float, Int, Space, choice, parse_space
 from pandaflow.hpo.study import Study

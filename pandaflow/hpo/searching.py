@@ -231,13 +231,13 @@ def _named_optimizer(name: str | None) -> Any:
     """Return an optimizer by word; the default is TPE where Optuna is installed."""
     from importlib.util import find_spec
 
-    from pandaflow.hpo import designs
+    from pandaflow.hpo.optimizers import designs
 
     if name is None:
         name = "tpe" if find_spec("optuna") else "random"
     if name in ("random", "grid", "sobol"):
         return getattr(designs, name)()
-    from pandaflow.hpo.optuna import optuna
+    from pandaflow.hpo.optimizers.optuna import optuna
 
     return optuna(name)
 

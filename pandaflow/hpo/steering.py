@@ -23,14 +23,13 @@ from pandaflow.core.model import SteererSpec
 from pandaflow.executors.payload import job_seed
 from pandaflow.hpo.driver import StudyDriver, finished
 from pandaflow.hpo.engine import Announce, Command, Dispatch, Finish, Prune
-from pandaflow.hpo.evaluations import Evaluations, evaluations
+from pandaflow.hpo.evaluations import PRUNED, Evaluations, evaluations
 from pandaflow.hpo.searching import SearchPlan
 
 logger = logging.getLogger("pandaflow.hpo")
 
 #: Seconds between looks at the clock.
 _TICK_S = 0.5
-_PRUNED = "the study's pruner has given it up"
 
 
 def steer(run: Any, spec: SteererSpec) -> Steering:
@@ -182,7 +181,7 @@ class Steering:
         self._evaluations.send(work)
 
     def _prune(self, number: int) -> None:
-        if not self._evaluations.stop(number, _PRUNED) and not self._warned:
+        if not self._evaluations.stop(number, PRUNED) and not self._warned:
             self._warned = True
             self._driver.note(
                 "this executor has no channel to its running jobs, so trials are not pruned"

@@ -422,7 +422,8 @@ class Study:
                 raise WorkflowError(f"study {self.name!r}: give hpo.Study(..., space=space) to ask")
             own = {key: value for key, value in self._settings.items() if key in _OWN}
             plan = study_plan(self.name, self._space, Settings(**{"n_trials": 10**9, **own}))
-            plan = replace(plan, terms=replace(plan.terms, n_trials=None))
+            # Who asks by hand repeats by hand.
+            plan = replace(plan, terms=replace(plan.terms, n_trials=None, repeats=1))
             self._ensure(plan)
             folder = f"{places.results_root(self._store)}/studies"
             self._manual = Manual(StudyDriver(self._store, plan, folder))

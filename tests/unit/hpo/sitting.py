@@ -113,7 +113,7 @@ class Sitting:
                 answer = Answer(point)
             case Report():
                 answer = Answer(prune=self.prune(request))
-        self.work(self.engine.answered(answer))
+        self.work(self.engine.answered(answer) or self.engine.settled(0.0))
 
     # --- as the driver does it ----------------------------------------------------------
 

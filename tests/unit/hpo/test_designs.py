@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pandaflow.core.errors import WorkflowError
-from pandaflow.hpo import designs
-from pandaflow.hpo.designs import Exhausted
+from pandaflow.hpo.optimizers import designs
+from pandaflow.hpo.optimizers.designs import Exhausted
 from pandaflow.hpo.port import AskEntry, Brief, Told
 from pandaflow.hpo.space import FunctionSpace, Space, choice, fixed, integer, log, ordinal, real
 
@@ -267,7 +267,7 @@ def test_a_missing_scipy_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys; from pandaflow.hpo import designs, external, filejob, phpo; "
+        "import sys; from pandaflow.hpo.optimizers import designs, external; from pandaflow.hpo import filejob, phpo; "
         "heavy = {'numpy', 'scipy', 'optuna', 'nevergrad'} & set(sys.modules); "
         "assert not heavy, heavy"
     )

@@ -56,14 +56,11 @@ def test_never_more_outstanding_than_allowed() -> None:
         told = sum(name[0] == "t" for name in study.order)
         assert asked - told <= 5
         ready = [n for n in study.running if n not in ended]
-        if ready and rng.random() < 0.5:
-            ended.add(rng.choice(ready))
-            study.end(max(ended) if max(ended) in ready else ready[0])
-            ended.add(ready[0])
-        elif study.engine.requests:
+        if ready and (not study.engine.requests or rng.random() < 0.5):
+            ended.add(ready[-1])
+            study.end(ready[-1])
+        else:
             study.answer()
-        elif ready:
-            study.end(ready[0])
     assert len(study.book.trials) == 40
 
 
@@ -337,14 +334,6 @@ def test_a_pruned_trial_that_completes_first_is_complete() -> None:
     study.say(0, 1, 5.0)
     study.end(0, 0.25)
     assert study.book.trials[0].values == (0.25,) and study.book.counts["pruned"] == 0
-
-
-def test_a_pruned_trial_whose_driver_died_is_pruned_in_the_next_session() -> None:
-    first = pruning().begin()
-    first.say(0, 1, 5.0)
-    second = Sitting(Terms(n_trials=10, outstanding=2, prunes=True), first.log).begin()
-    second.fail(0, "stopped")
-    assert second.book.trials[0].state == "pruned"
 
 
 def test_pruned_trials_are_no_failures_that_end_a_study() -> None:

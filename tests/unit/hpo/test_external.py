@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from pandaflow.core.errors import PandaflowError, WorkflowError
-from pandaflow.hpo.designs import Exhausted
-from pandaflow.hpo.external import UNLIMITED, external
 from pandaflow.hpo.filejob import CommandFailed
+from pandaflow.hpo.optimizers.designs import Exhausted
+from pandaflow.hpo.optimizers.external import UNLIMITED, external
 from pandaflow.hpo.port import AskEntry, Brief, Entry, ReportEntry, TellEntry, Told
 from pandaflow.hpo.space import FunctionSpace, Space, choice, fixed, integer, log, real
 

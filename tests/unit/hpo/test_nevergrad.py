@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pandaflow.core.errors import WorkflowError
-from pandaflow.hpo.nevergrad import NevergradOptimizer, nevergrad
+from pandaflow.hpo.optimizers.nevergrad import NevergradOptimizer, nevergrad
 from pandaflow.hpo.port import AskEntry, Brief, Entry, ReportEntry, TellEntry, Told
 from pandaflow.hpo.space import (
     AnySpace,
@@ -33,7 +33,9 @@ from pandaflow.hpo.space import (
 pytest.importorskip("nevergrad")
 
 #: The module; as an attribute of its package that name is the function.
-adapter = importlib.import_module("pandaflow.hpo.nevergrad")
+adapter = importlib.import_module("pandaflow.hpo.optimizers.nevergrad")
+space_side = importlib.import_module("pandaflow.hpo.optimizers.nevergrad_space")
+inside = importlib.import_module("pandaflow.hpo.optimizers.nevergrad_optimizer")
 
 SMALL = Space(x=real(-5, 5), rate=log(1e-5, 1e-1), depth=integer(2, 12), kind=choice(["a", "b"]))
 RICH = Space(
@@ -134,7 +136,7 @@ def test_every_point_is_one_of_the_space(name: str) -> None:
 def test_a_value_far_outside_or_at_the_ends_decodes_to_the_ends() -> None:
     space = Space(a=real(0.1, 0.3), b=log(1e-5, 0.1), n=integer(3, 9), k=integer(1, 9, log=True))
     for outside, ends in ((-1e9, (0.1, 1e-5, 3, 1)), (1e9, (0.3, 0.1, 9, 9))):
-        point = adapter.decode(space.top, dict.fromkeys(space.top, outside))
+        point = space_side.decode(space.top, dict.fromkeys(space.top, outside))
         assert space.parse(point) == point
         assert list(point.values()) == pytest.approx(list(ends))
 
@@ -143,7 +145,7 @@ def test_encoding_is_the_inverse_of_decoding() -> None:
     rng = RandomSuggester(random.Random(3))
     for _ in range(50):
         point = RICH.draw(rng)
-        back = adapter.decode(RICH.top, adapter.encode(RICH.top, point))
+        back = space_side.decode(RICH.top, space_side.encode(RICH.top, point))
         assert back.keys() == point.keys()
         for name, value in point.items():
             assert back[name] == (pytest.approx(value) if isinstance(value, float) else value)
@@ -244,7 +246,7 @@ def test_points_from_elsewhere_are_taken_in(name: str) -> None:
     assert SMALL.parse(one.ask(2).point)
 
 
-@pytest.mark.parametrize("name", ["CMA", "DE", "OnePlusOne", "DiscreteOnePlusOne"])
+@pytest.mark.parametrize("name", adapter.GOOD)
 def test_several_objectives(name: str) -> None:
     one = optimizer(name, ways=("minimize", "maximize"))
     log: list[Entry] = []
@@ -268,19 +270,7 @@ def test_several_objectives(name: str) -> None:
 # --- exactness --------------------------------------------------------------------------
 
 
-NAMES = (
-    "RandomSearch",
-    "OnePlusOne",
-    "DiscreteOnePlusOne",
-    "TwoPointsDE",
-    "DE",
-    "CMA",
-    "PSO",
-    "TBPSA",
-)
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", adapter.GOOD)
 def test_the_next_points_are_those_of_an_uninterrupted_optimizer(name: str) -> None:
     events = schedule(130, 32)
     middle, crash = 40, len(events) - 119
@@ -389,7 +379,7 @@ def test_a_snapshot_is_offered_when_replaying_got_dear(monkeypatch: pytest.Monke
 
 def test_a_snapshot_of_other_versions_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = optimizer()._dump()
-    monkeypatch.setattr(adapter, "_versions", lambda: {"nevergrad": "0.9"})
+    monkeypatch.setattr(inside, "installed", lambda: {"nevergrad": "0.9"})
     assert "other versions" in optimizer().restore([], snapshot)
 
 
@@ -463,7 +453,7 @@ def test_a_space_without_anything_to_vary_is_refused() -> None:
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(WorkflowError, match=r'pip install "pandaflow\[hpo\]"'):
         nevergrad().check(SMALL, ONE)
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from pandaflow.core.errors import WorkflowError
-from pandaflow.hpo.optuna import OptunaSpec, optuna
-from pandaflow.hpo.optuna_pruners import pruned_by
+from pandaflow.hpo.optimizers.optuna import OptunaSpec, optuna
+from pandaflow.hpo.optimizers.optuna_pruners import pruned_by
 from pandaflow.hpo.port import (
     Asked,
     AskEntry,
@@ -364,8 +364,8 @@ def test_a_missing_package_is_named(name, package, monkeypatch):
 
 def test_making_a_spec_imports_nothing_heavy():
     code = (
-        "import sys; from pandaflow.hpo.optuna import optuna; optuna('tpe', seed=1);"
-        "import pandaflow.hpo.optuna_studies;"
+        "import sys; from pandaflow.hpo.optimizers.optuna import optuna; optuna('tpe', seed=1);"
+        "import pandaflow.hpo.optimizers.optuna_studies;"
         "sys.exit(any(n in sys.modules for n in ('optuna', 'numpy', 'scipy', 'nevergrad')))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
@@ -602,7 +602,7 @@ def test_without_a_pruner_an_optimizer_stays_as_it_is():
 
 
 def test_trials_as_an_optuna_study_and_back():
-    from pandaflow.hpo.optuna_studies import TrialRecord, entries_of, study_of
+    from pandaflow.hpo.optimizers.optuna_studies import TrialRecord, entries_of, study_of
 
     space = branching()
     points = [space.draw(RandomSuggester(random.Random(n))) for n in range(6)]
@@ -637,7 +637,7 @@ def test_trials_as_an_optuna_study_and_back():
 
 
 def test_ordinals_show_their_labels():
-    from pandaflow.hpo.optuna_studies import TrialRecord, study_of
+    from pandaflow.hpo.optimizers.optuna_studies import TrialRecord, study_of
 
     space = Space(size=ordinal(["small", "large"]))
     study = study_of(space, ["maximize"], [TrialRecord(0, "complete", {"size": "large"}, (1.0,))])
@@ -645,7 +645,7 @@ def test_ordinals_show_their_labels():
 
 
 def test_a_foreign_study_gives_united_ranges():
-    from pandaflow.hpo.optuna_studies import entries_of
+    from pandaflow.hpo.optimizers.optuna_studies import entries_of
 
     study = library.create_study()
     for low, high in [(0, 4), (2, 9)]:

@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pandaflow.core.errors import WorkflowError
-from pandaflow.hpo.optuna_samplers import REMEDY, need
-from pandaflow.hpo.optuna_space import distribution, encode, position
-from pandaflow.hpo.optuna_trials import silence
+from pandaflow.hpo.optimizers.optuna_samplers import REMEDY, need
+from pandaflow.hpo.optimizers.optuna_space import distribution, encode, position
+from pandaflow.hpo.optimizers.optuna_trials import silence
 from pandaflow.hpo.port import Told, TrialState
 from pandaflow.hpo.space import (
     AnySpace,

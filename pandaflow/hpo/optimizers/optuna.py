@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 
 from pandaflow.core.errors import WorkflowError
-from pandaflow.hpo.optuna_pruners import check_pruner
-from pandaflow.hpo.optuna_samplers import (
+from pandaflow.hpo.optimizers.optuna_pruners import check_pruner
+from pandaflow.hpo.optimizers.optuna_samplers import (
     KINDS,
     REMEDY,
     check_use,
@@ -29,9 +29,9 @@ from pandaflow.hpo.optuna_samplers import (
     seed_of,
     stateful_part,
 )
-from pandaflow.hpo.optuna_space import Distributions, TrialSuggester, params_of
-from pandaflow.hpo.optuna_state import Mirror
-from pandaflow.hpo.optuna_trials import silence
+from pandaflow.hpo.optimizers.optuna_space import Distributions, TrialSuggester, params_of
+from pandaflow.hpo.optimizers.optuna_state import Mirror
+from pandaflow.hpo.optimizers.optuna_trials import silence
 from pandaflow.hpo.port import Asked, Brief, Entry, Memo, Optimizer, Told
 from pandaflow.hpo.space import AnySpace, Point
 

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import cloudpickle
 
 from pandaflow.core.errors import WorkflowError
-from pandaflow.hpo.optuna_pruners import (
+from pandaflow.hpo.optimizers.optuna_pruners import (
     make_pruner,
     pruner_state,
     set_pruner_state,
     unknown_pruner,
 )
-from pandaflow.hpo.optuna_trials import (
+from pandaflow.hpo.optimizers.optuna_trials import (
     STUDY_NAME,
     frozen,
     kept,

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pandaflow.core.errors import WorkflowError
-from pandaflow.hpo.designs import Exhausted
 from pandaflow.hpo.filejob import (
     CommandFailed,
     bring_files,
@@ -32,6 +31,7 @@ from pandaflow.hpo.filejob import (
     read_json,
     run_shell,
 )
+from pandaflow.hpo.optimizers.designs import Exhausted
 from pandaflow.hpo.port import (
     Asked,
     AskEntry,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.study import Study
 
-    from pandaflow.hpo.optuna_state import Mirror
+    from pandaflow.hpo.optimizers.optuna_state import Mirror
 
 PRUNERS: Mapping[str, str] = {
     "median": "MedianPruner",
@@ -227,8 +227,8 @@ def pruned_by(optimizer: Optimizer, brief: Brief) -> Optimizer:
     WorkflowError
         Optuna is missing, the pruner is unknown, or there are several objectives.
     """
-    from pandaflow.hpo.optuna_samplers import REMEDY, need
-    from pandaflow.hpo.optuna_state import Mirror
+    from pandaflow.hpo.optimizers.optuna_samplers import REMEDY, need
+    from pandaflow.hpo.optimizers.optuna_state import Mirror
 
     if brief.pruner is None:
         return optimizer

@@ -1,0 +1,1 @@
+"""Optimizers behind one protocol: designs of our own, Optuna, Nevergrad, external commands."""
