@@ -14,8 +14,9 @@ from typing import IO, Any
 import click
 
 from pandaflow import __version__
-from pandaflow.cli import look, runs, steer, upgrade
+from pandaflow.cli import hpo, look, runs, steer, upgrade
 from pandaflow.core.errors import PandaflowError, RunFailed
+from pandaflow.hpo.errors import StudyFailed
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -56,6 +57,8 @@ def reported(error: PandaflowError) -> click.ClickException:
     """Return ``error`` as a message for the person, without a traceback."""
     if isinstance(error, RunFailed):
         return Failed(str(error))
+    if isinstance(error, StudyFailed):
+        return Failed(" ".join(str(error).split()))
     return Refused(" ".join(str(error).split()))
 
 
@@ -112,7 +115,13 @@ def _log(debug: bool) -> None:
         logger.addHandler(handler)
 
 
-for _command in (*runs.COMMANDS, *look.COMMANDS, *steer.COMMANDS, *upgrade.COMMANDS):
+for _command in (
+    *runs.COMMANDS,
+    *look.COMMANDS,
+    *steer.COMMANDS,
+    *hpo.COMMANDS,
+    *upgrade.COMMANDS,
+):
     app.add_command(_command)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,7 +235,7 @@ def status(
 def _list(store: str | None, limit: int, *, as_json: bool) -> None:
     from pandaflow.places import open_store
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": state.name,
             "status": state.status,
@@ -354,9 +354,7 @@ def _known(ctx: click.Context, name: str, store: str | None) -> Study:
 )
 @store_option
 @click.pass_context
-def export(
-    ctx: click.Context, /, name: str, form: str, out: str | None, store: str | None
-) -> None:
+def export(ctx: click.Context, /, name: str, form: str, out: str | None, store: str | None) -> None:
     """Write the trials of a study as a table, as JSON or for Optuna.
 
     \b
@@ -440,18 +438,12 @@ def verify(
     """
     study, _ = load_study(ctx, name, settings, store)
     found = study.verify()
+    exact = bool(found)
     if as_json:
-        echo_json(_verification(found))
+        echo_json({"exact": exact, "compared": found.compared, "reason": found.reason})
     else:
-        click.echo(str(found))
-    sys.exit(0 if found else 1)
-
-
-def _verification(found: Any) -> Mapping[str, Any]:
-    from dataclasses import asdict, is_dataclass
-
-    fields = asdict(found) if is_dataclass(found) and not isinstance(found, type) else {}
-    return {"exact": bool(found), **fields}
+        click.echo(f"{'exact' if exact else 'not exact'}: {found.reason}")
+    sys.exit(0 if exact else 1)
 
 
 COMMANDS: tuple[click.Command, ...] = (hpo,)

@@ -127,8 +127,8 @@ def _date(at: float) -> datetime | None:
     return None if math.isnan(at) else datetime.fromtimestamp(at)
 
 
-def csv_text(book: Book) -> str:
-    """Return the trials as CSV; times are ISO 8601 in local time, durations seconds."""
+def csv_lines(book: Book) -> Iterator[str]:
+    """Yield the trials as lines of CSV; times are ISO 8601 in local time, durations seconds."""
     out = io.StringIO()
     writer = csv.DictWriter(out, columns(book), restval="", lineterminator="\n")
     writer.writeheader()
@@ -137,13 +137,10 @@ def csv_text(book: Book) -> str:
             if name in row:
                 row[name] = datetime.fromtimestamp(row[name]).isoformat(sep=" ")
         writer.writerow(row)
-    return out.getvalue()
-
-
-def json_rows(book: Book) -> Iterator[dict[str, Any]]:
-    """Yield each trial as JSON-ready values, in a form of our own rather than Optuna's."""
-    for trial in book.trials:
-        yield trial_json(trial)
+        yield out.getvalue()
+        out.seek(0)
+        out.truncate()
+    yield out.getvalue()
 
 
 def trial_json(trial: TrialRecord) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pandaflow.core.errors import WorkflowError
 from pandaflow.display import units
-from pandaflow.display.drawing import Bars, Drawing, Label, Line, escape
+from pandaflow.display.drawing import Bars, Drawing, Label, Line, Point, escape
 from pandaflow.display.html import CARD, DIM, NUMBER, bar_html, pill_html, table_html
 from pandaflow.display.style import FAINT, MUTED, RULE, STATE_COLOURS, tint
 from pandaflow.hpo.book import Book, TrialRecord
@@ -49,6 +49,8 @@ _KINDS: Mapping[str, _Kind] = {
 }
 #: The kinds of :func:`plot`.
 KINDS: tuple[str, ...] = tuple(_KINDS)
+#: Names in a legend at most.
+_LEGEND = 12
 
 
 def plot(study: Study, kind: str, *, objective: int = 0, **options: Any) -> Figure:
@@ -81,7 +83,7 @@ def plot(study: Study, kind: str, *, objective: int = 0, **options: Any) -> Figu
     found = {name: value for name, value in options.items() if value is not None}
     if len(study.directions) > 1 and _KINDS[kind].single:
         found |= {"target": lambda t: t.values[objective], "target_name": f"value {objective}"}
-    with _quiet() as pyplot:
+    with _quiet(kind) as pyplot:
         figure: Figure = _drawn(study, kind, found)
         pyplot.close(figure)  # or notebooks would show it a second time
     return figure
@@ -106,7 +108,7 @@ def _check(study: Study, kind: str, objective: int) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[Any]:
+def _quiet(kind: str) -> Iterator[Any]:
     """Yield pyplot; leaves no style and no filter of warnings behind."""
     try:
         import matplotlib
@@ -116,9 +118,9 @@ def _quiet() -> Iterator[Any]:
         raise WorkflowError(
             f'plots need Optuna and matplotlib ({error}): pip install "pandaflow[hpo]"'
         ) from None
-    # an engine for layouts must be there before colour bars are
-    layout = {"figure.constrained_layout.use": True}
-    with matplotlib.rc_context(layout), warnings.catch_warnings():
+    # the engine must be there before colour bars are; the timeline brings its own
+    drawing = matplotlib.rc_context({"figure.constrained_layout.use": kind != "timeline"})
+    with drawing, warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield pyplot
 
@@ -140,24 +142,43 @@ def _drawn(study: Study, kind: str, options: Mapping[str, Any]) -> Any:
 def _presentable(axes: Sequence[Any], name: str, kind: str) -> Any:
     figure = axes[0].figure
     figure.set_size_inches(*_size(len(axes), kind))
-    for one in figure.axes:
+    for one in figure.axes:  # colour bars too
         for place in ("left", "center", "right"):
             one.set_title("", loc=place)
-        _turn_words(one)
+        _drop_long_legend(one)
+        if kind == "parallel_coordinate":
+            _clear_labels(one)
+        else:
+            _turn_words(one)
+    if kind == "contour" and len(axes) > 1:
+        for one in axes:
+            one.label_outer()
     figure.suptitle(f"{name}: {_KINDS[kind].title}", fontsize=12)
     return figure
 
 
 def _turn_words(axes: Any) -> None:
     """Write options below an axis aslant and without quotes, so that they do not overlap."""
-    from matplotlib.category import StrCategoryFormatter
+    texts = [label.get_text().strip("'") for label in axes.get_xticklabels()]
+    if not any(text[:1].isalpha() for text in texts):
+        return
+    axes.set_xticks(axes.get_xticks(), [units.clip(text, 16) for text in texts])
+    axes.tick_params(axis="x", rotation=35, labelsize=8)
+    for label in axes.get_xticklabels():
+        label.set_horizontalalignment("right")
 
-    labels = [label.get_text() for label in axes.get_xticklabels()]
-    if isinstance(axes.xaxis.get_major_formatter(), StrCategoryFormatter):
-        axes.set_xticks(axes.get_xticks(), [units.clip(label.strip("'"), 16) for label in labels])
-        axes.tick_params(axis="x", rotation=35, labelsize=8)
-        for label in axes.get_xticklabels():
-            label.set_horizontalalignment("right")
+
+def _clear_labels(axes: Any) -> None:
+    """Give texts that stand among lines a ground of their own."""
+    for label in axes.get_yticklabels():
+        label.set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1})
+
+
+def _drop_long_legend(axes: Any) -> None:
+    """Remove a legend that names so many trials that it would be all there is to see."""
+    legend = axes.get_legend()
+    if legend is not None and len(legend.get_texts()) > _LEGEND:
+        legend.remove()
 
 
 def _size(axes: int, kind: str) -> tuple[float, float]:
@@ -396,8 +417,16 @@ def _draw_front(drawing: Drawing, book: Book, complete: Sequence[TrialRecord]) -
     _points(drawing, [(x(t.values[0]), y(t.values[1])) for t in complete], _POINT)
     front = sorted((x(t.values[0]), y(t.values[1])) for t in book.front())
     if len(book.directions) == 2 and len(front) > 1:
-        drawing.add(Line(points=tuple(front), stroke=_BEST, line=1.5, dashed=True))
+        drawing.add(Line(points=_stairs(front, one), stroke=_BEST, line=1.5, dashed=True))
     _points(drawing, front, _BEST, 6.0)
+
+
+def _stairs(front: Sequence[tuple[float, float]], direction: str) -> tuple[Point, ...]:
+    """Return the border of what the front dominates; ``front`` goes from left to right."""
+    corners = [front[0]]
+    for (x, y), (left, before) in zip(front[1:], front[:-1], strict=True):
+        corners += [(x, before) if direction == "minimize" else (left, y), (x, y)]
+    return tuple(corners)
 
 
 def _points(

@@ -225,6 +225,17 @@ class Study:
     # --- looking ------------------------------------------------------------------------
 
     @property
+    def store(self) -> Any:
+        """What was given as the store: a URL, a store, or None for the default."""
+        return self._store_given
+
+    def use_store(self, store: Any) -> None:
+        """Keep the study in another store from here on."""
+        self.close()
+        self._store_given, self._book = store, None
+        self._opened = store if isinstance(store, SqlStore) else None
+
+    @property
     def _store(self) -> SqlStore:
         if self._opened is None:
             self._opened = places.open_store(self._store_given)

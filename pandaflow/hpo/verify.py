@@ -1,4 +1,4 @@
-"""Is a study exact: would it go on, resumed, as if it had never stopped?
+"""Checks whether a study is exact: would go on, resumed, as if it had never stopped.
 
 The last points of the log are asked for again, from the state that the log gives before them.
 """

@@ -149,7 +149,7 @@ def silence() -> None:
     """
     from optuna.exceptions import ExperimentalWarning
 
-    ours = r"pandaflow\.hpo\.optuna|optuna\._experimental"
+    ours = r"pandaflow\.hpo\.optimizers\.optuna|optuna\._experimental"
     warnings.filterwarnings("ignore", category=ExperimentalWarning, module=ours)
     # Pruners mention steps that others did not reach.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"optuna\.pruners")

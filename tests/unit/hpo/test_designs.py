@@ -267,7 +267,8 @@ def test_a_missing_scipy_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys; from pandaflow.hpo.optimizers import designs, external; from pandaflow.hpo import filejob, phpo; "
+        "import sys; from pandaflow.hpo.optimizers import designs, external; "
+        "from pandaflow.hpo import filejob, phpo; "
         "heavy = {'numpy', 'scipy', 'optuna', 'nevergrad'} & set(sys.modules); "
         "assert not heavy, heavy"
     )

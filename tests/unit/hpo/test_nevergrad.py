@@ -368,7 +368,7 @@ def test_a_snapshot_is_offered_when_replaying_got_dear(monkeypatch: pytest.Monke
     one = optimizer("DE")
     play(one, schedule(10, 4), [])
     assert one.snapshot() is None
-    monkeypatch.setattr(adapter, "_REPLAY_SECONDS", 0.0)
+    monkeypatch.setattr(inside, "_REPLAY_SECONDS", 0.0)
     snapshot = one.snapshot()
     assert snapshot is not None
     assert one.snapshot() is None, "20 times the cost of the last one"
