@@ -193,13 +193,15 @@ class Progress:
 
     def _show(self, snapshot: Snapshot, begun: float) -> None:
         assert self._screen is not None
-        now = self._clock()
+        now, first = self._clock(), self._next == float("-inf")
         try:
             self._view.update(snapshot, now)
             self._screen.draw(self._view)
         except self._errors as error:
             self._silence(error)
-        self._next = now + max(self._every, min(_REST * (time.perf_counter() - begun), 4.0))
+        # the first time imports what draws, which says nothing of the next
+        rest = 0.0 if first else min(_REST * (time.perf_counter() - begun), 4.0)
+        self._next = now + max(self._every, rest)
 
     def close(self, snapshot: Snapshot | None = None) -> None:
         """Show the last ``snapshot`` and leave the screen in order; may be called twice.

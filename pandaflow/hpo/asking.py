@@ -79,7 +79,7 @@ def make_optimizer(spec: OptimizerSpec, space: AnySpace, brief: Brief) -> Optimi
     optimizer = spec.build(space, brief)
     if brief.pruner is None or spec.describe()["kind"] == "optuna":
         return optimizer
-    from pandaflow.hpo.optimizers.optuna import pruned_by
+    from pandaflow.hpo.optimizers.optuna_pruners import pruned_by
 
     return pruned_by(optimizer, brief)
 

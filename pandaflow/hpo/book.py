@@ -35,6 +35,9 @@ from pandaflow.hpo.port import (
 )
 from pandaflow.hpo.space import Point
 
+#: Trials that are remembered in the order in which they ended.
+_FIRST = 8
+
 
 @dataclass(slots=True, eq=False)
 class TrialRecord:
@@ -114,6 +117,8 @@ class Book:
         self._front: list[tuple[tuple[float, ...], TrialRecord]] = []
         self.since_best = 0
         self.seconds = 0.0
+        #: The first trials that ended after an evaluation, in that order.
+        self.first_told: list[TrialRecord] = []
         self.asked = 0
         self.duplicates = 0
         self.errors = 0
@@ -170,6 +175,8 @@ class Book:
         if "i" in body:
             record.reports = [(step, value) for step, value in body["i"]]
         record.began, record.ended = body.get("t", (record.began, record.began))
+        if "t" in body and len(self.first_told) < _FIRST:
+            self.first_told.append(record)
         self.counts["running"] -= 1
         self.counts[record.state] += 1
         self.seconds += record.seconds

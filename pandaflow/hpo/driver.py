@@ -149,7 +149,7 @@ class StudyDriver:
             self.brief = Brief(
                 plan.directions,  # type: ignore[arg-type]
                 seed,
-                terms.outstanding,
+                terms.outstanding + terms.ahead,
                 terms.n_trials,
                 plan.pruner,
             )
@@ -187,7 +187,7 @@ class StudyDriver:
         return Brief(
             plan.directions,  # type: ignore[arg-type]
             seed,
-            plan.terms.outstanding,
+            plan.terms.outstanding + plan.terms.ahead,
             plan.terms.n_trials,
             plan.pruner,
         )
@@ -248,7 +248,7 @@ class StudyDriver:
         body = {
             "optimizer": self._me(),
             "versions": versions_of(plan.optimizer),
-            "outstanding": plan.terms.outstanding,
+            "outstanding": plan.terms.outstanding + plan.terms.ahead,
             "n_trials": plan.terms.n_trials,
             "pid": os.getpid(),
         }

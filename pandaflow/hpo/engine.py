@@ -4,8 +4,10 @@ Same book, same events, same commands: no clock, no randomness, no I/O. The driv
 log, applies it to the book and carries the commands out, in this order.
 
 Rule 1: at any time so many trials are outstanding as the terms say, no more; each tell is
-followed by one ask. So the order of asks and tells is decided by the order of completion alone,
-however fast anything is, and a seeded optimizer gives the same points on every executor.
+followed by one ask. (While trials are short, a few more are asked for ahead of need, so that no
+slot waits for a point; whether they are is decided once, by the first tells.) So the order of
+asks and tells is decided by the order of completion alone, however fast anything is, and a seeded
+optimizer gives the same points on every executor.
 Rule 2: what an optimizer is sent is answered in the order sent; the log has the answers in that
 order. A trial is dispatched after its ask is in the log.
 Rule 3: the first outcome of a trial counts; later ones are noted and nothing follows from them.
@@ -30,6 +32,9 @@ Aggregate: TypeAlias = Callable[[Sequence[float]], float]
 
 #: Trials that must have ended before the share of failures can stop a study.
 _FEW = 10
+#: Points are asked for ahead of need if the first trials take less than so many seconds: against
+#: longer ones the time for a point is nothing, and a point that is chosen later knows more.
+_SHORT_S, _FIRST = 5.0, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +47,8 @@ class Terms:
         Trials in all, those of earlier sessions included; None: until a rule ends it.
     outstanding : int
         Trials asked for and not told at the same time.
+    ahead : int
+        So many more, while trials are short.
     repeats : int
         Evaluations of each point, with seeds of their own.
     aggregate : callable
@@ -57,6 +64,7 @@ class Terms:
 
     n_trials: int | None = None
     outstanding: int = 1
+    ahead: int = 0
     repeats: int = 1
     aggregate: Aggregate = statistics.fmean
     on_error: Literal["fail", "stop"] | float = "fail"
@@ -193,6 +201,9 @@ class StudyEngine:
         self._out: list[Command] = []
         self._finished = False
 
+        #: Seconds of the first trials, in the order in which they were told.
+        self._first = [r.seconds for r in book.first_told[:_FIRST]]
+
     # --- events -------------------------------------------------------------------------
 
     def begin(self) -> list[Command]:
@@ -202,7 +213,7 @@ class StudyEngine:
 
     def outcome(self, number: int, outcome: Outcome) -> list[Command]:
         """Take in how one evaluation of a trial ended."""
-        if not self._expects(number):
+        if not self.expects(number):
             self._log("dup", number, {"v": list(outcome.get("v", ()))})
             return self._taken()
         parts = self._parts.setdefault(number, {})
@@ -218,7 +229,7 @@ class StudyEngine:
 
     def said(self, number: int, repeat: int, step: int, value: float) -> list[Command]:
         """Take in an intermediate value of a trial that runs."""
-        wanted = self.terms.prunes and self.terms.repeats == 1 and self._expects(number)
+        wanted = self.terms.prunes and self.terms.repeats == 1 and self.expects(number)
         if wanted and repeat == 0 and math.isfinite(value):
             self._request(Report(number, step, value))
         return self._taken()
@@ -263,6 +274,15 @@ class StudyEngine:
         self.ending, self.failed = self.ending or reason, self.failed or failed
         return self.settled(0.0)
 
+    def expects(self, number: int) -> bool:
+        """Whether a trial runs and its outcome is still open."""
+        trials = self.book.trials
+        return (
+            number < len(trials)
+            and trials[number].state == "running"
+            and number not in self._telling
+        )
+
     # --- inside -------------------------------------------------------------------------
 
     def _taken(self) -> list[Command]:
@@ -276,25 +296,23 @@ class StudyEngine:
         self.requests.append(request)
         self._out.append(request)
 
-    def _expects(self, number: int) -> bool:
-        """Whether a trial runs and its outcome is still open."""
-        trials = self.book.trials
-        return (
-            number < len(trials)
-            and trials[number].state == "running"
-            and number not in self._telling
-        )
-
     def _outstanding(self) -> int:
         running = self.book.counts["running"] - len(self._telling)
         return running + self._asking + self._adopting
+
+    def _limit(self) -> int:
+        """How many may be outstanding."""
+        first = self._first
+        few = min(_FIRST, self.terms.outstanding)
+        short = len(first) >= few and sum(first[:few]) < few * _SHORT_S
+        return self.terms.outstanding + (self.terms.ahead if short else 0)
 
     def _next_number(self) -> int:
         return len(self.book.trials) + self._asking + self._adopting
 
     def _top_up(self) -> None:
         limit = self.terms.n_trials
-        while not self.ending and self._outstanding() < self.terms.outstanding:
+        while not self.ending and self._outstanding() < self._limit():
             asked = self.book.asked + self._asking + self._adopting
             if limit is not None and asked >= limit:
                 return
@@ -335,6 +353,8 @@ class StudyEngine:
         state: TrialState = outcome["s"]
         values, limits = tuple(outcome.get("v", ())), tuple(outcome.get("c", ()))
         self._telling.add(number)
+        if len(self._first) < _FIRST and outcome.get("t"):
+            self._first.append(max(0.0, outcome["t"][1] - outcome["t"][0]))
         self._request(Tell(Told(number, state, values, limits), _body(outcome)))
         self._top_up()
 
@@ -350,7 +370,7 @@ class StudyEngine:
     def _reported(self, report: Report, answer: Answer) -> None:
         body: dict[str, Any] = {"i": [report.step, report.value]}
         self._log("report", report.number, {**body, "prune": True} if answer.prune else body)
-        if answer.prune and report.number not in self._pruned and self._expects(report.number):
+        if answer.prune and report.number not in self._pruned and self.expects(report.number):
             self._pruned.add(report.number)
             self._out.append(Prune(report.number))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from pandaflow.core import commands as cmd
 from pandaflow.core.errors import DataError, WorkflowError
@@ -87,7 +87,7 @@ class JobsOfOneTask:
 
     def __init__(self, run: Any, plan: SearchPlan, book: Book) -> None:
         self._run, self._book = run, book
-        self._task = plan.task
+        self._task = cast(int, plan.task)
         state = run._store.state(run.id)
         self._name = next(task.name for task in state.spec.tasks if task.id == plan.task)
         self._results = run._results()
@@ -162,7 +162,7 @@ class JobsOfOneTask:
 
     def is_trial(self, task: str) -> bool:
         """Compare names."""
-        return task == self._name
+        return bool(task == self._name)
 
     def stop(self, number: int, reason: str) -> bool:
         """Stop its jobs where they run."""

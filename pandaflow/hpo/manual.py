@@ -53,7 +53,8 @@ class Manual:
         """Let the engine ask for ``more`` trials besides those that are outstanding."""
         engine = self._driver.engine
         running = self._driver.book.counts["running"]
-        engine.terms = replace(engine.terms, outstanding=running + more if more else 0)
+        outstanding = running + more if more else 0
+        engine.terms = replace(engine.terms, outstanding=outstanding, ahead=0)
 
     def ask(self, n: int) -> list[AskedTrial]:
         """Return new trials.

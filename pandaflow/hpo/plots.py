@@ -201,6 +201,8 @@ _POINT = tint(STATE_COLOURS["running"], 0.55)
 _MOST = 10
 #: Parameters that get a column each; more are written into one.
 _COLUMNS = 7
+#: Up to so many trials each is a point of its own.
+_FEW = 2000
 #: Job states whose colours stand for states of trials.
 _AS_JOBS = {"complete": "finished", "failed": "failed", "pruned": "closed", "running": "running"}
 
@@ -432,9 +434,11 @@ def _stairs(front: Sequence[tuple[float, float]], direction: str) -> tuple[Point
 def _points(
     drawing: Drawing, places: Sequence[tuple[float, float]], fill: str, size: float = 3.5
 ) -> None:
-    """Draw squares; of those on the same pixels one, so that many trials stay a small picture."""
-    grid = dict.fromkeys((round(x), round(y)) for x, y in places)
-    boxes = [(x - size / 2, y - size / 2, size, size) for x, y in grid]
+    """Draw squares, of those at about the same place one: many trials stay a small picture."""
+    cell = 1 if len(places) <= _FEW else 5
+    grid = {(int(x) // cell, int(y) // cell) for x, y in places}
+    shift, size = (cell - size) / 2, max(size, cell - 1.0)
+    boxes = [(x * cell + shift, y * cell + shift, size, size) for x, y in sorted(grid)]
     if boxes:
         drawing.add(Bars(boxes=boxes, fill=fill))
 

@@ -183,10 +183,11 @@ def _terms(given: Settings) -> Terms:
     if given.n_trials is None and not rules:
         raise WorkflowError("give n_trials=, or stop=[hpo.timeout('1h')] or another rule")
     parallel = _whole("parallel", given.parallel)
-    ahead = parallel // 8 if given.ahead is None else _whole("ahead", given.ahead, least=0)
+    fixed = 0 if given.ahead is None else _whole("ahead", given.ahead, least=0)
     return Terms(
         n_trials=None if given.n_trials is None else _whole("n_trials", given.n_trials),
-        outstanding=parallel + ahead,
+        outstanding=parallel + fixed,
+        ahead=parallel // 4 if given.ahead is None else 0,
         repeats=_whole("repeats", given.repeats),
         aggregate=_aggregate(given.aggregate),
         on_error=_on_error(given.on_error),

@@ -13,7 +13,8 @@ import pickle
 import queue
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pandaflow.core import commands as cmd
@@ -22,7 +23,7 @@ from pandaflow.core.events import JobSaid
 from pandaflow.core.model import SteererSpec
 from pandaflow.executors.payload import job_seed
 from pandaflow.hpo.driver import StudyDriver, finished
-from pandaflow.hpo.engine import Announce, Command, Dispatch, Finish, Prune
+from pandaflow.hpo.engine import Announce, Command, Dispatch, Finish, Outcome, Prune
 from pandaflow.hpo.evaluations import PRUNED, Evaluations, evaluations
 from pandaflow.hpo.searching import SearchPlan
 
@@ -53,14 +54,22 @@ class Steering:
     """
 
     def __init__(self, run: Any, plan: SearchPlan) -> None:
-        from dataclasses import replace
-
         self._run, self._plan = run, plan
         name = study_name(run.id, plan)
         results = run._results().url
         study = replace(plan.study, name=name)
         folder = f"{results.rpartition('/')[0]}/studies"
+        before = run._store.study(name)
+        self._before = before.run if before is not None and before.run != run.id else None
         self._driver = StudyDriver(run._store, study, folder, run.id)
+        try:
+            self._connect()
+        except BaseException:
+            self._driver.close()
+            raise
+
+    def _connect(self) -> None:
+        run, plan, name = self._run, self._plan, self._driver.plan.name
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._driver.wake = lambda: self._queue.put(None)
         self._thread = threading.Thread(target=self._main, name=f"hpo-{name}", daemon=True)
@@ -112,10 +121,9 @@ class Steering:
                 logger.warning("study %s: %s", self._driver.plan.name, error)
 
     def _drive(self) -> str:
-        done = self._carry_out(self._driver.begin())
-        for number, outcome in self._evaluations.earlier():
-            work = self._driver.work(self._driver.engine.outcome(number, outcome))
-            done = done or self._carry_out(work)
+        done = self._collect(self._of_run_before())
+        done = self._carry_out(self._driver.begin()) or done
+        done = self._collect(self._evaluations.earlier()) or done
         ticked = time.monotonic()
         while done is None and not self._over.is_set():
             out = self._driver.pump()
@@ -127,6 +135,25 @@ class Steering:
                 out += self._driver.tick()
             done = self._carry_out(out)
         return "stopped" if done is None else done.status
+
+    def _collect(self, found: Iterable[tuple[int, Outcome]]) -> Finish | None:
+        """Take in outcomes that were there before this process drove the study."""
+        done = None
+        for number, outcome in found:
+            work = self._driver.work(self._driver.engine.outcome(number, outcome))
+            done = self._carry_out(work) or done
+        return done
+
+    def _of_run_before(self) -> Iterator[tuple[int, Outcome]]:
+        """Yield what the run of an earlier session has finished and nobody has told."""
+        if self._before is None:
+            return
+        earlier = type(self._run)(self._before, self._run._store)
+        for spec in self._run._store.state(earlier.id).spec.steerers:
+            plan = pickle.loads(earlier._results().get(spec.blob))
+            if plan.study.name == self._driver.plan.name:
+                found = evaluations(earlier, plan, self._driver.book).earlier()
+                yield from ((n, outcome) for n, outcome in found if outcome["s"] != "failed")
 
     def _messages(self) -> list[Any]:
         """Return all that has come, waiting a little for the first."""
@@ -171,9 +198,9 @@ class Steering:
         plan, space = self._driver.plan, self._driver.plan.space
         work = []
         for number in numbers:
+            if not self._driver.engine.expects(number):
+                continue  # its outcome was there already
             record = self._driver.book.trials[number]
-            if record.state != "running":
-                continue
             arguments = space.arguments(record.point)
             for repeat in range(plan.terms.repeats):
                 seed = job_seed(plan.name, f"{self._driver.brief.seed}.{repeat}", number)

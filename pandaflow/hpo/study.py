@@ -149,8 +149,9 @@ class Study:
             How often a trial that raises is tried again before it counts as failed. Trials lost
             with a worker are always tried again.
         ahead : int, optional
-            Points asked for before a slot is free; default ``parallel // 8``. They hide the
-            optimizer's time, and are chosen knowing less.
+            Points asked for before a slot is free. They hide the optimizer's time, and are chosen
+            knowing less. Default: ``parallel // 4`` if the first trials take less than five
+            seconds, else none.
         patience : float
             Seconds that the optimizer may think about a point (default 60).
         extend : bool
