@@ -140,10 +140,10 @@ class Book:
     def _on_add(self, at: float, trial: int, body: Any) -> None:
         record = TrialRecord(trial, body["p"], body["by"], began=at)
         self._begin(record)
-        self._end(record, body)
+        self._end(record, body, at)
 
     def _on_tell(self, at: float, trial: int, body: Any) -> None:
-        self._end(self.trials[trial], body)
+        self._end(self.trials[trial], body, at)
 
     def _on_report(self, at: float, trial: int, body: Any) -> None:
         record = self.trials[trial]
@@ -166,7 +166,7 @@ class Book:
         self.trials.append(record)
         self.counts["running"] += 1
 
-    def _end(self, record: TrialRecord, body: Mapping[str, Any]) -> None:
+    def _end(self, record: TrialRecord, body: Mapping[str, Any], at: float) -> None:
         record.state = body["s"]
         record.values = tuple(body.get("v", ()))
         record.constraints = tuple(body.get("c", ()))
@@ -174,7 +174,7 @@ class Book:
         record.attrs = body.get("a", {})
         if "i" in body:
             record.reports = [(step, value) for step, value in body["i"]]
-        record.began, record.ended = body.get("t", (record.began, record.began))
+        record.began, record.ended = body.get("t", (record.began, at))
         if "t" in body and len(self.first_told) < _FIRST:
             self.first_told.append(record)
         self.counts["running"] -= 1

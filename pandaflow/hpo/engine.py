@@ -347,7 +347,7 @@ class StudyEngine:
     def _tell(self, number: int, outcome: dict[str, Any]) -> None:
         self._parts.pop(number, None)
         if outcome["s"] == "failed" and number in self._pruned:
-            outcome["s"] = "pruned"
+            outcome |= {"s": "pruned", "why": "stopped where it ran"}
         if outcome["s"] == "failed":
             self._judge(outcome)
         state: TrialState = outcome["s"]

@@ -184,14 +184,14 @@ class Study:
             resources = _with_retries(resources, retries)
         workflow = _as_workflow(plan, objective, resources, given)
         self._retire_old_run()
-        run = workflow.submit(executor, executors, self._store, self.name)
-        self._attend(run, progress, callbacks, plan.terms.n_trials)
+        from pandaflow.hpo.watching import Audience
+
+        audience = Audience(self, progress, callbacks, plan.terms.n_trials)
+        audience.attend(workflow.submit(executor, executors, self._store, self.name))
+        self._check_end()
         return self
 
-    def _attend(self, run: Run, progress: Any, callbacks: Any, n_trials: int | None) -> None:
-        from pandaflow.hpo.watching import attend
-
-        attend(self, run, progress, callbacks, n_trials)
+    def _check_end(self) -> None:
         state = self._store.study(self.name)
         if state is not None and state.status == "failed":
             raise StudyFailed(f"study {self.name!r}: {state.summary.get('reason')}")

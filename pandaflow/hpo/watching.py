@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pandaflow.display import units
 from pandaflow.display.html import run_html
-from pandaflow.display.progress import in_notebook, watch
+from pandaflow.display.progress import Progress, in_notebook, watch
 from pandaflow.display.progress_table import WINDOW, ProgressView
 from pandaflow.display.style import state_colour, status_colour
 from pandaflow.hpo.book import Book, TrialRecord
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Seconds between refreshes at least; slow ones get rarer by themselves.
 _EVERY_S = 0.5
+#: Seconds between two looks for what callbacks want to hear.
+_GLANCE_S = 0.25
 
 
 def study_line(study: Study) -> str:
@@ -70,6 +72,7 @@ class StudyView(ProgressView):
     def __init__(self, study: Study, n_trials: int | None = None) -> None:
         super().__init__()
         self._study, self._n_trials = study, n_trials
+        self._known = study.book.told
         self._told: deque[tuple[float, int]] = deque()
 
     def _look(self) -> Book:
@@ -103,8 +106,7 @@ class StudyView(ProgressView):
         """Return what a log says when the study starts."""
         if self.run is None:
             return ""
-        book = self._look()
-        known = f"{units.plural(book.told, 'trials')} known, " if book.told else ""
+        known = f"{units.plural(self._known, 'trials')} known, " if self._known else ""
         wanted = f"{units.plural(self._n_trials, 'trials')} wanted, " if self._n_trials else ""
         return f"study {self._study.name} started: {known}{wanted}run {self.run.id}"
 
@@ -190,48 +192,53 @@ class _Callbacks:
         return sorted(ended, key=lambda trial: trial.ended)
 
 
-def attend(
-    study: Study,
-    run: Run,
-    progress: bool | None,
-    callbacks: Callable[..., None] | None,
-    n_trials: int | None = None,
-) -> None:
-    """Wait for the run of a study while showing it; ctrl-C leaves the study to be resumed.
+class Audience:
+    """Those who watch a study: displays and callbacks. Made before its run begins.
 
     Parameters
     ----------
     study : Study
-    run : Run
-        Driven by this process.
     progress : bool, optional
         False: show nothing.
     callbacks : callable, optional
-        Called with the study and each trial that has ended.
+        Called with the study and each trial that ends.
     n_trials : int, optional
         Trials that there are to be in all, to tell how long it will take.
     """
-    calls = _Callbacks(study, callbacks)
-    thread = run._thread
-    assert thread is not None
-    view = StudyView(study, n_trials)
-    mode = "off" if progress is False else "auto"
-    with watch(run.summary, mode=mode, every=_EVERY_S, view=view) as display:
-        try:
-            while thread.is_alive():
-                thread.join(0.25)
-                display.refresh()
-                calls.tell()
-        except KeyboardInterrupt:
-            run.cancel()
-            raise
-        except BaseException:  # whatever a callback raises: nobody would look after the run
-            run.stop()
-            raise
-    if mode == "auto" and in_notebook():
-        study._shown_in = cell()
-    calls.tell()
-    run._raise_error()
+
+    def __init__(
+        self,
+        study: Study,
+        progress: bool | None = None,
+        callbacks: Callable[..., None] | None = None,
+        n_trials: int | None = None,
+    ) -> None:
+        self._study, self._mode = study, "off" if progress is False else "auto"
+        self._calls = _Callbacks(study, callbacks)
+        self._view = StudyView(study, n_trials)
+
+    def attend(self, run: Run) -> None:
+        """Wait until the run has ended; ctrl-C cancels it and leaves the study to be resumed."""
+        with watch(run.summary, mode=self._mode, every=_EVERY_S, view=self._view) as display:
+            try:
+                self._follow(run, display)
+            except KeyboardInterrupt:
+                run.cancel()
+                raise
+            except BaseException:  # whatever a callback raises: nobody would look after the run
+                run.stop()
+                raise
+        if self._mode == "auto" and in_notebook():
+            self._study._shown_in = cell()
+        run._raise_error()
+
+    def _follow(self, run: Run, display: Progress) -> None:
+        thread = run._thread  # None: jobs ran in the caller, and have ended
+        while thread is not None and thread.is_alive():
+            thread.join(_GLANCE_S)
+            display.refresh()
+            self._calls.tell()
+        self._calls.tell()
 
 
 def cell() -> int | None:
