@@ -224,7 +224,7 @@ class Runner:
             patience = time.time() + _GROUP_S
             while True:
                 # Nothing follows from a mere start, so starts are committed in groups.
-                calm = all(isinstance(event, ev.BundleStarted) for event in events)
+                calm = events and all(isinstance(event, ev.BundleStarted) for event in events)
                 event = self._queue.get(timeout=max(0.0, patience - time.time()) if calm else 0)
                 if event is None:
                     break

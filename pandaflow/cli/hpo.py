@@ -42,7 +42,13 @@ _PLOTS = (
 
 @click.group(epilog="STUDY is the name of a study in the store; 'pandaflow hpo status' lists them.")
 def hpo() -> None:
-    """Hyperparameter optimization: run studies, look at them, export them."""
+    """Hyperparameter optimization: run studies, look at them, export them.
+
+    \b
+    Examples:
+      pandaflow hpo run tune.py:study --n-trials 1000 --parallel 64
+      pandaflow hpo best ttH --json | jq .params
+    """
 
 
 # --- running ----------------------------------------------------------------------------

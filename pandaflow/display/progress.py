@@ -179,21 +179,23 @@ class Progress:
 
     def update(self, snapshot: Snapshot) -> None:
         """Show ``snapshot`` unless the last refresh was a moment ago; never raises."""
-        if self._due():
-            self._show(snapshot, time.perf_counter())
+        now = self._clock()
+        if self._is_due(now):
+            self._show(snapshot, now, time.perf_counter())
 
     def refresh(self) -> None:
         """Ask ``fetch`` for a snapshot and show it, if a refresh is due."""
-        if self._fetch is not None and self._due():
+        now = self._clock()
+        if self._fetch is not None and self._is_due(now):
             begun = time.perf_counter()
-            self._show(self._fetch(), begun)
+            self._show(self._fetch(), now, begun)
 
-    def _due(self) -> bool:
-        return self._screen is not None and not self._closed and self._clock() >= self._next
+    def _is_due(self, now: float) -> bool:
+        return self._screen is not None and not self._closed and now >= self._next
 
-    def _show(self, snapshot: Snapshot, begun: float) -> None:
+    def _show(self, snapshot: Snapshot, now: float, begun: float) -> None:
         assert self._screen is not None
-        now, first = self._clock(), self._next == float("-inf")
+        first = self._next == float("-inf")
         try:
             self._view.update(snapshot, now)
             self._screen.draw(self._view)

@@ -16,6 +16,10 @@ from pandaflow.hpo.port import Optimizer
 
 def _build(message: bytes) -> tuple[Optimizer, Ready]:
     spec, space, brief, entries, snapshot = pickle.loads(message)
+    if spec.describe()["kind"] == "optuna":
+        from pandaflow.hpo.optimizers.optuna_samplers import quicken
+
+        quicken()
     optimizer = make_optimizer(spec, space, brief)
     inexact = optimizer.restore(entries, snapshot)
     return optimizer, Ready(inexact, dict(spec.describe().get("versions", {})))

@@ -77,7 +77,7 @@ def _value(gatherer: Any, task: int, job: int, ticket: tuple[int, int]) -> dict[
         return _failed(*ticket, str(error))
 
 
-def _aborted(records: Sequence[cmd.Record]) -> bool:
+def aborted(records: Sequence[cmd.Record]) -> bool:
     """Whether the run itself was cancelled: its trials are then nobody's failure."""
     return any(isinstance(r, cmd.RunMoved) and r.finish is RunStatus.ABORTED for r in records)
 
@@ -141,7 +141,7 @@ class JobsOfOneTask:
             if isinstance(record, cmd.BundleFinished):
                 yield from self._values(record)
             elif isinstance(record, cmd.JobsMoved) and record.finish in _ENDED:
-                if record.finish is not JobStatus.CANCELLED or not _aborted(records):
+                if record.finish is not JobStatus.CANCELLED or not aborted(records):
                     yield from self._failures(record)
 
     def _values(self, record: cmd.BundleFinished) -> Found:
@@ -270,7 +270,7 @@ class OwnTasks:
 
     def outcomes(self, records: Sequence[cmd.Record]) -> Found:
         """Read results; remember what the tasks before them failed of."""
-        if _aborted(records):
+        if aborted(records):
             return
         for record in records:
             if not self.concerns(record):

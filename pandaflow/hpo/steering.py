@@ -24,7 +24,7 @@ from pandaflow.core.model import SteererSpec
 from pandaflow.executors.payload import job_seed
 from pandaflow.hpo.driver import StudyDriver, finished
 from pandaflow.hpo.engine import Announce, Command, Dispatch, Finish, Outcome, Prune
-from pandaflow.hpo.evaluations import PRUNED, Evaluations, evaluations
+from pandaflow.hpo.evaluations import PRUNED, Evaluations, aborted, evaluations
 from pandaflow.hpo.searching import SearchPlan
 
 logger = logging.getLogger("pandaflow.hpo")
@@ -98,6 +98,10 @@ class Steering:
     # --- called in other threads --------------------------------------------------------
 
     def _saw(self, records: Sequence[cmd.Record]) -> None:
+        if aborted(records):  # what runs may take its time to stop; the study need not wait
+            self._over.set()
+            self._queue.put(None)
+            return
         if any(self._evaluations.concerns(record) for record in records):
             self._queue.put(records)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from pandaflow.hpo.port import AskEntry, Asked, Brief, Entry, Memo, ReportEntry, TellEntry, Told
+from pandaflow.hpo.port import Asked, AskEntry, Brief, Entry, Memo, ReportEntry, TellEntry, Told
 from pandaflow.hpo.space import AnySpace, Point, RandomSuggester
 
 

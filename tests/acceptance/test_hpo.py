@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 import pandaflow as pf
 from pandaflow import hpo
 from pandaflow.core.errors import RunLocked, WorkflowError
+from pandaflow.ports import Owner
 from pandaflow.store.sql import SqlStore
 from tests.acceptance.optimizers import Historian
 
@@ -117,7 +119,7 @@ def test_a_study_of_another_process_is_locked(threads: Any, store: str, tmp_path
         script.wait_for(2)
         study = script.study()
         with pytest.raises(RunLocked):
-            ran(study, square, threads)
+            study.optimize(lambda x, kind: x, n_trials=40, executor=threads, progress=False)
         with pytest.raises(RunLocked):
             study.enqueue({"x": 0.0, "kind": "a"})
         assert study.status == "running" and len(study) >= 2  # to look is allowed
@@ -145,9 +147,8 @@ class Script:
 
     def evaluated(self) -> list[int]:
         path = self.folder / "evaluated"
-        return [int(line.split()[0]) for line in path.read_text().splitlines()] if (
-            path.exists()
-        ) else []
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [int(line.split()[0]) for line in lines]
 
     def wait_for(self, evaluations: int) -> None:
         deadline = time.monotonic() + 60
@@ -368,7 +369,7 @@ def broken(x: float) -> float:
 
 
 def test_a_broken_objective_stops_early_and_may_be_mended(threads: Any, store: str) -> None:
-    with pytest.raises(hpo.StudyFailed, match="10 of 10 trials failed.*typing error|1. of 1. tri"):
+    with pytest.raises(hpo.StudyFailed, match=r"1\d of 1\d trials failed.*typing error"):
         ran(made(store), broken, threads, n_trials=100)
     assert made(store).status == "failed" and len(made(store)) < 20
     study = ran(made(store), square, threads, n_trials=30)
@@ -447,7 +448,7 @@ def _trial_tasks(study: hpo.Study) -> list[dict[str, Any]]:
     run = study.run
     assert run is not None
     spec = run._store.state(run.id)
-    rows = [{"name": task.spec.name, "cores": task.spec.cores} for task in spec.tasks]
+    rows = [{"name": task.spec.name, "cores": task.spec.resources.cores} for task in spec.tasks]
     return [row for row in rows if row["name"].endswith(("/trial", "/outcome"))]
 
 
@@ -653,8 +654,8 @@ def dask() -> Iterator[Any]:
 def in_turn(x: float, folder: str, trial: hpo.Trial) -> float:
     """End in the order 1 0 3 2 5 4 ...: each when what followed the one before has begun."""
     Path(folder, f"{trial.number}").touch()
-    waits_for = (trial.number ^ 1) + 3
-    while waits_for >= 4 and waits_for < ORDERED and not Path(folder, f"{waits_for}").exists():
+    next_begun = Path(folder, f"{min((trial.number ^ 1) + 3, ORDERED - 1)}")
+    while trial.number != 1 and not next_begun.exists():
         time.sleep(0.002)
     return x * x
 
@@ -671,7 +672,7 @@ def test_executors_give_the_same_points(
         study = made(store, name, optimizer=Historian(str(tmp_path)))
         objective: Any = in_turn if parallel == 4 else square
         given = {"folder": str(folder)} if parallel == 4 else {}
-        ran(study, objective, executor, n_trials=ORDERED, parallel=parallel, **given)
+        ran(study, objective, executor, n_trials=ORDERED, parallel=parallel, ahead=0, **given)
         found.append(points(study))
     local.close()
     assert found[0] == found[1]
@@ -688,21 +689,8 @@ def test_nothing_is_left_behind(threads: Any, store: str, tmp_path: Path) -> Non
     assert len(pids) == 1 and not _alive(pids[0])
     left = [thread.name for thread in set(threading.enumerate()) - before if thread.is_alive()]
     assert not [name for name in left if name.startswith(("hpo-", "pandaflow-asker"))]
-    with SqlStore(store) if hasattr(SqlStore, "__enter__") else _closing(store) as opened:
-        owner = opened.write_study(study.name, *_me())
-        owner.release()
-
-
-def _me() -> tuple[Any, float]:
-    from pandaflow.store.sql import this_process
-
-    return this_process(), 5.0
-
-
-def _closing(store: str) -> Any:
-    from contextlib import closing
-
-    return closing(SqlStore(store))
+    with closing(SqlStore(store)) as opened:  # its lease is free
+        opened.write_study(study.name, Owner("elsewhere", 1, 0.0, "x"), 5.0).release()
 
 
 def _alive(pid: int) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import sqlite3
 import threading
@@ -18,14 +17,14 @@ import pytest
 
 import pandaflow as pf
 from pandaflow import hpo
-from pandaflow.hpo.asking import OwnProcess
-from pandaflow.hpo.engine import Report, Terms
+from pandaflow.hpo.asking import Broken, OwnProcess
+from pandaflow.hpo.engine import Ask, Report
 from pandaflow.hpo.port import Brief
 from pandaflow.store.sql import SqlStore
 from tests.acceptance.optimizers import Historian
 from tests.acceptance.test_hpo import SPACE, Script, made, points, ran, square, states
 
-N = 24
+N = 20
 
 
 def log_of(store: str, name: str) -> list[Any]:
@@ -50,8 +49,8 @@ def test_kill_9_of_the_driver_at_random_moments(
     rng, rounds = Random(seed), 0
     while True:
         with Script(store, tmp_path, n=N, seconds=0.01, workers=workers) as script:
-            if rounds < 4:
-                script.wait_for(len(script.evaluated()) + rng.randint(1, 5))
+            if rounds < 3:
+                script.wait_for(len(script.evaluated()) + rng.randint(1, 4))
                 time.sleep(rng.random() * 0.05)
                 script.process.kill()
             code = script.process.wait(timeout=60)
@@ -60,7 +59,7 @@ def test_kill_9_of_the_driver_at_random_moments(
         if code == 0:
             break
         assert code == -signal.SIGKILL, script.process.communicate()[1]
-    assert rounds >= 4 and study.status == "done"
+    assert rounds == 4 and study.status == "done"
     each_once(store, "killed", N)
     assert states(study) == ["complete"] * N and not [t for t in study.trials if t.by == "random"]
     evaluated = Counter(script.evaluated())
@@ -107,9 +106,7 @@ def dies_once(x: float, folder: str, trial: hpo.Trial) -> float:
 def test_trials_lost_with_their_worker_are_evaluated_again_and_not_told(
     processes: Any, store: str, tmp_path: Path
 ) -> None:
-    study = ran(
-        made(store), dies_once, processes, n_trials=8, parallel=2, folder=str(tmp_path)
-    )
+    study = ran(made(store), dies_once, processes, n_trials=8, parallel=2, folder=str(tmp_path))
     assert len(list(tmp_path.glob("died-*"))) == 2
     assert states(study) == ["complete"] * 8
     each_once(store, "s", 8)
@@ -143,7 +140,7 @@ def test_an_optimizer_that_always_fails_leaves_random_points_and_a_note(
     threads: Any, store: str, tmp_path: Path, mode: str
 ) -> None:
     study = odd(store, tmp_path, mode)
-    ran(study, square, threads, n_trials=10, patience=0.4 if mode == "hang" else 60.0)
+    ran(study, square, threads, n_trials=10, parallel=1, patience=0.4 if mode == "hang" else 60.0)
     assert [t.by for t in study.trials] == ["optimizer"] * 3 + ["random"] * 7
     assert (tmp_path / "misbehaved").read_text() == "..."  # twice started again
     assert [("started again" in note, "random" in note) for note in study.notes] == [
@@ -199,12 +196,8 @@ def test_an_optimizer_that_hangs_under_many_reports_does_not_hold_its_study(
     """More than a pipe holds is sent to a process that reads nothing: sending returns."""
     said: list[Any] = []
     spec = Historian(str(tmp_path), "hang", at=0)
-    asker = OwnProcess(
-        spec, SPACE, Brief(("minimize",), 1), [], None, said.extend, patience=0.2
-    )
+    asker = OwnProcess(spec, SPACE, Brief(("minimize",), 1), [], None, said.extend, patience=0.2)
     try:
-        from pandaflow.hpo.engine import Ask
-
         asker.send([Ask(0)])
         for _ in range(40):
             asker.send([Report(0, step, 0.5) for step in range(1000)])
@@ -219,9 +212,6 @@ def test_an_optimizer_that_hangs_under_many_reports_does_not_hold_its_study(
 
 def test_one_failure_is_told_once(tmp_path: Path) -> None:
     """What the process says at its end, and that it ended, are the same failure."""
-    from pandaflow.hpo.asking import Broken
-    from pandaflow.hpo.engine import Ask
-
     said: list[Any] = []
     spec = Historian(str(tmp_path), "raise", at=0)
     asker = OwnProcess(spec, SPACE, Brief(("minimize",), 1), [], None, said.extend, patience=60)
@@ -242,9 +232,7 @@ def test_one_failure_is_told_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["none", "missing", "corrupt", "empty"])
-def test_snapshots_of_the_optimizer(
-    threads: Any, store: str, tmp_path: Path, damage: str
-) -> None:
+def test_snapshots_of_the_optimizer(threads: Any, store: str, tmp_path: Path, damage: str) -> None:
     whole = odd(store, tmp_path, "steady", "whole")
     ran(whole, square, threads, n_trials=14, parallel=1)
     assert not list(tmp_path.rglob("whole*.optimizer"))
@@ -289,11 +277,6 @@ def test_a_store_that_is_locked_for_a_while(threads: Any, store: str) -> None:
     thread.join()
     assert gone.is_set() and states(study) == ["complete"] * 40
     each_once(store, "s", 40)
-
-
-def spoils(x: float, results: str, trial: hpo.Trial) -> float:
-    """Trial 1 sees to it that no result can be read for some time."""
-    return x * x
 
 
 def test_results_that_cannot_be_read_are_failed_trials(

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -69,7 +70,7 @@ class OptunaSpec:
             "kind": "optuna",
             "name": self.name,
             "options": {name: _plain(value) for name, value in sorted(self.options.items())},
-            "versions": {name: version(name) for name in ("optuna", "numpy")},
+            "versions": {n: version(n) for n in ("optuna", "numpy", "scipy") if find_spec(n)},
         }
 
     def check(self, space: AnySpace, brief: Brief) -> None:

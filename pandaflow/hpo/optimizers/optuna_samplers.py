@@ -237,3 +237,24 @@ def _parts(item: Any) -> list[Any]:
     if module.startswith("optuna.samplers") or isinstance(item, optuna.samplers.BaseSampler):
         return list(vars(item).values()) if hasattr(item, "__dict__") else []
     return []
+
+
+def quicken() -> bool:
+    """Let SciPy compute what Optuna's TPE computes number by number; tell whether it does.
+
+    The logarithm of the normal distribution takes 40 % of an ask: Optuna, which does not depend
+    on SciPy, calls a Python function for each number of an array. SciPy gives the same to 1e-12
+    (checked here) for the whole array, and an ask takes two thirds of the time. It is done in the
+    optimizer's own process only; with an Optuna that is made differently nothing happens.
+    """
+    try:
+        import numpy as np
+        from optuna.samplers._tpe import _truncnorm as there
+        from scipy.special import log_ndtr
+    except ImportError:
+        return False
+    theirs, grid = getattr(there, "_log_ndtr", None), np.linspace(-30.0, 8.0, 77)
+    if theirs is None or not np.allclose(theirs(grid), log_ndtr(grid), rtol=1e-12, atol=0.0):
+        return False
+    vars(there)["_log_ndtr"] = log_ndtr
+    return True

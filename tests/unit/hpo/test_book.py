@@ -34,8 +34,9 @@ def told(book: Book, *values: float, **more: Any) -> TrialRecord:
 
 def dominates(one: Sequence[float], other: Sequence[float], directions: Sequence[str]) -> bool:
     """Pareto's definition, word by word."""
-    better = [a < b if d == "minimize" else a > b for a, b, d in zip(one, other, directions)]
-    worse = [a > b if d == "minimize" else a < b for a, b, d in zip(one, other, directions)]
+    columns = list(zip(one, other, directions, strict=True))
+    better = [a < b if d == "minimize" else a > b for a, b, d in columns]
+    worse = [a > b if d == "minimize" else a < b for a, b, d in columns]
     return any(better) and not any(worse)
 
 

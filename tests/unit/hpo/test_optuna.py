@@ -656,3 +656,16 @@ def test_a_foreign_study_gives_united_ranges():
     dimensions, told = entries_of(study)
     assert dimensions == {"n": Int(0, 9)}
     assert [t.state for t in told] == ["complete", "failed"]
+
+
+def test_scipy_computes_the_same_as_optuna() -> None:
+    script = (
+        "import numpy as np\n"
+        "from optuna.samplers._tpe import _truncnorm as there\n"
+        "from pandaflow.hpo.optimizers.optuna_samplers import quicken\n"
+        "x = np.linspace(-35, 12, 4001)\n"
+        "slow = there._log_ndtr(x)\n"
+        "assert quicken()\n"
+        "assert there._log_ndtr is not slow and np.allclose(there._log_ndtr(x), slow, rtol=1e-9)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
