@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -415,9 +416,10 @@ def plot(ctx: click.Context, /, name: str, out: Path, kind: str, store: str | No
       pandaflow hpo plot ttH -o history.png
       pandaflow hpo plot ttH -o importances.svg --kind importances
     """
-    import matplotlib
+    with suppress(ImportError):  # told below, with the remedy
+        import matplotlib
 
-    matplotlib.use("Agg")  # there may be no screen
+        matplotlib.use("Agg")  # there may be no screen
     figure = getattr(_known(ctx, name, store), f"plot_{kind}")()
     if out.suffix.lower().lstrip(".") not in figure.canvas.get_supported_filetypes():
         raise WorkflowError(f"{out}: a plot is saved as .png, .svg or .pdf")
