@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pandaflow.config import read_settings
-from pandaflow.core import commands as cmd
 from pandaflow.core.errors import (
     RunFailed,
-    RunLocked,
     StoreError,
     StoreUnavailable,
     WorkflowError,
 )
 from pandaflow.core.events import RetryRequested
 from pandaflow.core.status import RUN_TERMINAL, RunStatus, TaskStatus
-from pandaflow.hooks import Transition, transitions
+from pandaflow.driving import Driving
 from pandaflow.places import open_store, pick_executors
 from pandaflow.views import JobsView, RunStream, TaskView
 
 if TYPE_CHECKING:
     from pandaflow.authoring.collections import SourceCollection
     from pandaflow.core.engine import Engine
-    from pandaflow.core.model import Fragment
-    from pandaflow.data.results import ResultStore
     from pandaflow.display.drawing import Picture
     from pandaflow.gather import Gatherer
-    from pandaflow.ports import Executor
-    from pandaflow.runner import Listener, Runner
-    from pandaflow.store.sql import SqlStore
 
 #: Failures that an error names.
 _NAMED = 1000
@@ -87,50 +76,19 @@ def resume(
 # --- a run ------------------------------------------------------------------------------
 
 
-class Run:
+class Run(Driving):
     """A run of a workflow.
 
     All that it tells is read from the store, so a handle works the same in the process that
     drives the run, in another, and after the run's end.
     """
 
-    def __init__(self, run_id: str, store: SqlStore) -> None:
-        self.id = run_id
-        self._store = store
-        self._reader = store.reader()
-        self._thread: threading.Thread | None = None
-        self._runner: Runner | None = None
-        self._error: BaseException | None = None
-        self._callbacks: list[Callable[[Transition], None]] = []
-        self._listeners: list[Listener] = []
-        self._watchers: list[Callable[[Sequence[cmd.Record]], None]] = []
-        self._steerers: list[Any] = []
-        self._streams: Mapping[int, Any] = {}
-        self._kept: set[str] = set()
-        self._task_names: dict[int, str] = {}
-        self._place: ResultStore | None = None
-
     # --- looking ------------------------------------------------------------------------
-
-    def summary(self) -> dict[str, Any]:
-        """Return the run with its tasks and counts as plain values.
-
-        In the process that drives the run also ``slots``, and how many are ``busy``.
-        """
-        summary = self._reader.run(self.id)
-        runner = self._runner  # another thread clears it when the run ends
-        slots, busy = runner.usage() if runner is not None else (0, 0)
-        return {**summary, "slots": slots, "busy": busy} if slots else summary
 
     @property
     def name(self) -> str:
         """The name it was given, or the workflow's."""
         return str(self.summary()["name"])
-
-    @property
-    def status(self) -> RunStatus:
-        """Where it is now."""
-        return RunStatus(self.summary()["status"])
 
     @property
     def tasks(self) -> list[dict[str, Any]]:
@@ -352,41 +310,6 @@ class Run:
         if isinstance(event, RetryRequested) and event.restart and event.task is not None:
             engine.check_restart(event.task)
 
-    def _request(self, kind: str, body: Mapping[str, Any]) -> None:
-        """Leave a request for whoever drives the run."""
-        self._store.request(self.id, kind, {**body, "by": _me()})
-        runner = self._runner
-        if runner is not None:
-            runner.wake()
-
-    def _grow(self, fragment: Fragment, blobs: Mapping[str, bytes]) -> None:
-        """Keep what a sub-workflow needs, then ask for it to join the run."""
-        from pandaflow.store.spec import dump_fragment
-
-        results = self._results()
-        for name, data in blobs.items():
-            if name not in self._kept:  # named after its content: once is enough
-                results.put(name, data)
-                self._kept.add(name)
-        self._request("grow", {"fragment": dump_fragment(fragment)})
-
-    def _ask(self, kind: str, body: Mapping[str, Any]) -> None:
-        self._request(kind, body)
-        if self._runner is not None:
-            return
-        if not self._driven() and kind in ("cancel", "pause", "resume"):
-            self._carry_out_alone()
-
-    def _carry_out_alone(self) -> None:
-        """Nobody drives the run: take the lease for as long as the wish needs."""
-        from pandaflow.runner import Runner
-        from pandaflow.store.sql import this_process
-
-        try:
-            Runner(self._store, self.id, {}, this_process()).settle()
-        except RunLocked:
-            return  # somebody does after all, and will find the wish
-
     def _until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _GRACE_S
         while not condition() and time.monotonic() < deadline:
@@ -399,87 +322,7 @@ class Run:
             raise WorkflowError(f"run {self.id} has no task {task!r}; it has {known}")
         return task
 
-    # --- driving ------------------------------------------------------------------------
-
-    def _drive(
-        self, executors: Mapping[str, Executor], *, here: bool = False, ended: bool = False
-    ) -> None:
-        """Take the lease and drive, in a thread of its own or here."""
-        from pandaflow.runner import Runner
-        from pandaflow.store.sql import this_process
-
-        if not ended and self.status in RUN_TERMINAL:
-            return
-        self._error = None
-        self._steerers = self._called_in()
-        try:
-            self._runner = Runner(
-                self._store,
-                self.id,
-                executors,
-                this_process(),
-                callbacks=[self._tell],
-                listeners=self._listeners,
-                lease=read_settings().lease_seconds,
-            )
-        except BaseException:
-            self._dismiss()
-            raise
-        for steerer in self._steerers:
-            steerer.start()
-        if here:
-            self._loop()
-            self._raise_error()
-            return
-        self._thread = threading.Thread(target=self._loop, name=f"pandaflow-{self.id}", daemon=True)
-        self._thread.start()
-
-    def _loop(self) -> None:
-        assert self._runner is not None
-        try:
-            self._runner.drive()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-            self._error = error
-        finally:
-            self._runner = None
-            self._dismiss()
-
-    def _called_in(self) -> list[Any]:
-        """Return those who feed the run while it goes on."""
-        self._watchers.clear()
-        specs = self._store.state(self.id).spec.steerers
-        return [import_module(spec.module).steer(self, spec) for spec in specs]
-
-    def _dismiss(self) -> None:
-        for steerer in self._steerers:
-            steerer.close()
-
-    def _fail(self, error: BaseException) -> None:
-        """Stop driving because of a steerer's error, which is raised to whoever waits."""
-        runner = self._runner
-        if runner is not None:
-            runner.stop()
-            self._error = error
-
-    def _raise_error(self) -> None:
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def _tell(self, records: Sequence[cmd.Record]) -> None:
-        for watcher in self._watchers:
-            watcher(records)
-        if self._callbacks:
-            for transition in self._transitions(records):
-                for callback in self._callbacks:
-                    callback(transition)
-
-    def _transitions(self, records: Sequence[cmd.Record]) -> Iterator[Transition]:
-        # Looked up again only when tasks came: a run may have thousands.
-        if not self._task_names or any(isinstance(record, cmd.TaskAdded) for record in records):
-            self._task_names = {task["id"]: task["name"] for task in self.summary()["tasks"]}
-        for record in records:
-            yield from transitions(record, self.id, self._task_names)
+    # --- feeding ------------------------------------------------------------------------
 
     def stream(self, name: str) -> RunStream:
         """Return a handle to feed an open stream of the run, also from another process.
@@ -492,41 +335,10 @@ class Run:
         state, waiting = self._store.state(self.id), self._reader.open_requests(self.id)
         return RunStream(name, state, waiting, self._results(), self._request)
 
-    def stop(self) -> None:
-        """Stop driving the run here, leaving it to be resumed."""
-        runner, thread = self._runner, self._thread
-        if runner is not None:
-            runner.stop()
-        if thread is not None:
-            thread.join()
-
     @property
     def orphaned(self) -> bool:
         """Whether the run has not ended and nobody drives it: :func:`pandaflow.resume` does."""
         return self.status in (RunStatus.RUNNING, RunStatus.PAUSED) and not self._driven()
-
-    def _driven(self) -> bool:
-        if self._thread is not None and self._thread.is_alive():
-            return True
-        return self._store.driven(self.id)
-
-    # --- the channel to running jobs ----------------------------------------------------
-
-    def _listen(self, callback: Listener) -> None:
-        """Have ``callback(said, task)`` called with what running jobs send, while driven here.
-
-        It is called in a thread of the executor and must not wait. May come before the run is
-        driven, and holds for all that this handle drives.
-        """
-        self._listeners.append(callback)
-
-    def _stop_jobs(self, task: str, jobs: Sequence[int], reason: str, grace: float = 0.5) -> bool:
-        """Ask jobs that run to stop, by force after ``grace`` seconds; they count as skipped.
-
-        Thread-safe. False if the run is not driven here, or no executor can reach its jobs.
-        """
-        runner = self._runner
-        return runner is not None and runner.stop_jobs(task, jobs, reason, grace)
 
     # --- pieces -------------------------------------------------------------------------
 
@@ -534,13 +346,6 @@ class Run:
         for row in self._reader.jobs(self.id, task=task, index=index):
             return row
         raise WorkflowError(f"run {self.id}: task {task!r} has no job {index}")
-
-    def _results(self) -> ResultStore:
-        from pandaflow.data.results import ResultStore
-
-        if self._place is None:
-            self._place = ResultStore(self.summary()["results"])
-        return self._place
 
     def _engine(self) -> Engine:
         from pandaflow.restore import restore
@@ -599,16 +404,6 @@ def parse_job(job: JobName) -> tuple[str, int]:
 def _cause(row: Mapping[str, Any]) -> str:
     failure = row.get("failure") or {}
     return str(failure.get("message") or row.get("reason") or "no cause known")
-
-
-def _me() -> str:
-    import getpass
-
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a uid without an account, as in containers
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
 
 
 def _items_of_failed(engine: Engine, gather: Gatherer, name: str) -> list[Any]:
