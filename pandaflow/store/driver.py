@@ -6,12 +6,11 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy.pool import PoolProxiedConnection
-
 from pandaflow.core.commands import Record
 from pandaflow.core.errors import RunLocked, StoreError
 from pandaflow.ports import Request, RunState
 from pandaflow.store.database import Database
+from pandaflow.store.link import Link
 from pandaflow.store.loading import RunLoader
 from pandaflow.store.statements import Cursor, Statements
 from pandaflow.store.writer import Writer
@@ -51,10 +50,9 @@ class SqlDriver:
     ) -> None:
         self._database, self._sql = database, sql
         self._run, self._run_id, self._fence, self._ttl = run, run_id, fence, ttl
-        self._connection: PoolProxiedConnection | None = None
+        self._link = Link(database)
         self._released = False
         self.on_release: Callable[[], None] = lambda: None
-        self._cuts = 0
         self._doubtful: Sequence[Record] | None = None
         self._commits, self._seq = self._transact(self._position)
 
@@ -81,10 +79,10 @@ class SqlDriver:
                 f"run {self._run_id}: the connection was cut during a commit and nobody knows "
                 "whether it was kept: commit the same records again, or resume the run"
             )
-        cuts = self._cuts
+        cuts = self._link.cuts
 
         def work(cursor: Cursor) -> None:
-            if self._step(cursor, again or self._cuts > cuts):
+            if self._step(cursor, again or self._link.cuts > cuts):
                 writer = Writer(cursor, self._sql, self._run, self._run_id, self._seq)
                 writer.write(records)
                 for request in done:
@@ -94,7 +92,7 @@ class SqlDriver:
             self._transact(work)
         except BaseException:
             # Also when interrupted: the records stay in doubt.
-            self._doubtful = records if again or self._cuts > cuts else None
+            self._doubtful = records if again or self._link.cuts > cuts else None
             raise
         self._doubtful = None
         self._commits += 1
@@ -131,7 +129,7 @@ class SqlDriver:
             self._transact(work)
         finally:
             self._released = True
-            self._drop_connection()
+            self._link.close()
             self.on_release()
 
     # --- transactions ------------------------------------------------------------------
@@ -140,45 +138,7 @@ class SqlDriver:
         """Run ``work`` in a transaction; once more if the connection was cut under it."""
         if self._released:
             raise RunLocked(f"run {self._run_id}: this driver has given its lease back")
-        with self._database.explained():
-            try:
-                return self._once(work)
-            except self._database.driver_error:
-                if not self._is_cut():
-                    raise
-                self._cuts += 1
-                self._drop_connection()
-            return self._once(work)
-
-    def _once(self, work: Callable[[Cursor], _T]) -> _T:
-        if self._connection is None:
-            self._connection = self._database.engine.raw_connection()
-        connection = self._connection
-        try:
-            cursor: Any = connection.cursor()
-            if self._database.dialect == "sqlite":
-                cursor.execute("BEGIN IMMEDIATE")
-            result = work(cursor)
-            connection.commit()
-            cursor.close()
-            return result
-        except BaseException:
-            # Whatever went wrong, an interrupt included: leave no transaction open.
-            if not self._is_cut():
-                connection.rollback()
-            raise
-
-    def _is_cut(self) -> bool:
-        """Whether the server has closed the connection."""
-        driver = self._connection.driver_connection if self._connection is not None else None
-        return bool(getattr(driver, "closed", False))
-
-    def _drop_connection(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            if getattr(connection.driver_connection, "closed", False):
-                connection.invalidate()
-            connection.close()
+        return self._link.transact(work)
 
     def _position(self, cursor: Cursor) -> tuple[int, int]:
         """Commits and events of the run so far."""

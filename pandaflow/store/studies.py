@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.pool import PoolProxiedConnection
 
 from pandaflow.core.errors import RunLocked, StoreError
 from pandaflow.ports import LogRecord, StudyState
 from pandaflow.store.database import Database
+from pandaflow.store.link import Link
 from pandaflow.store.schema import studies, study_log
 from pandaflow.store.statements import NOW, Cursor
 
@@ -236,7 +236,7 @@ class SqlStudyWriter:
     def __init__(
         self, database: Database, study: int, name: str, *, fence: int, records: int, ttl: float
     ) -> None:
-        self._link = _Link(database)
+        self._link = Link(database)
         self._sql = _SQL[database.dialect]
         self._name, self._records = name, records
         self._key = {"study": study, "fence": fence, "ttl": ttl}
@@ -418,61 +418,3 @@ class SqlStudyWriter:
             return cursor.fetchone() is not None
 
         return self._transact(work)
-
-
-class _Link:
-    """One connection for many small transactions; where it is cut, another one.
-
-    Attributes
-    ----------
-    cuts : int
-        How often it was cut in a transaction.
-    """
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._connection: PoolProxiedConnection | None = None
-        self.cuts = 0
-
-    def transact(self, work: Callable[[Cursor], _T]) -> _T:
-        """Run ``work`` in a transaction; once more if the connection was cut under it."""
-        with self._database.explained():
-            try:
-                return self._once(work)
-            except self._database.driver_error:
-                if not self._is_cut():
-                    raise
-                self.cuts += 1
-                self.close()
-            return self._once(work)
-
-    def close(self) -> None:
-        """Give the connection back."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            if getattr(connection.driver_connection, "closed", False):
-                connection.invalidate()
-            connection.close()
-
-    def _once(self, work: Callable[[Cursor], _T]) -> _T:
-        if self._connection is None:
-            self._connection = self._database.engine.raw_connection()
-        connection = self._connection
-        try:
-            cursor: Any = connection.cursor()
-            if self._database.dialect == "sqlite":
-                cursor.execute("BEGIN IMMEDIATE")
-            result = work(cursor)
-            connection.commit()
-            cursor.close()
-            return result
-        except BaseException:
-            # Whatever went wrong, an interrupt included: leave no transaction open.
-            if not self._is_cut():
-                connection.rollback()
-            raise
-
-    def _is_cut(self) -> bool:
-        """Whether the server has closed the connection."""
-        driver = self._connection.driver_connection if self._connection is not None else None
-        return bool(getattr(driver, "closed", False))

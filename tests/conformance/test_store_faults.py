@@ -333,7 +333,7 @@ class AnswerLost:
 @pytest.mark.postgres
 def test_commit_whose_answer_was_lost_is_not_applied_twice(remote):
     driver = begin(remote)
-    driver._connection = AnswerLost(driver._connection, remote)
+    driver._link._connection = AnswerLost(driver._link._connection, remote)
     driver.commit(bundle_records(1, range(5)))
     driver.commit(bundle_records(2, range(5, 10)))
     driver.release()
