@@ -93,9 +93,7 @@ def branin(x: Sequence[float]) -> float:
 
 def rosenbrock(x: Sequence[float]) -> float:
     """A curved narrow valley; minimum 0 where all are 1."""
-    return sum(
-        100 * (b - a * a) ** 2 + (1 - a) ** 2 for a, b in zip(x, x[1:], strict=False)
-    )
+    return sum(100 * (b - a * a) ** 2 + (1 - a) ** 2 for a, b in zip(x, x[1:], strict=False))
 
 
 def rastrigin(x: Sequence[float]) -> float:

@@ -193,6 +193,8 @@ class StudyEngine:
         self.ending = ""
         self.failed = False
         self._parts: dict[int, dict[int, Outcome]] = {}
+        #: Intermediate values heard so far, for trials that end without bringing their own.
+        self._reports: dict[int, list[list[float]]] = {}
         self._telling: set[int] = set()
         self._pruned: set[int] = set()
         self._asking = self._adopting = 0
@@ -229,9 +231,10 @@ class StudyEngine:
 
     def said(self, number: int, repeat: int, step: int, value: float) -> list[Command]:
         """Take in an intermediate value of a trial that runs."""
-        wanted = self.terms.prunes and self.terms.repeats == 1 and self.expects(number)
-        if wanted and repeat == 0 and math.isfinite(value):
-            self._request(Report(number, step, value))
+        if repeat == 0 and self.expects(number):
+            self._reports.setdefault(number, []).append([step, value])
+            if self.terms.prunes and self.terms.repeats == 1 and math.isfinite(value):
+                self._request(Report(number, step, value))
         return self._taken()
 
     def answered(self, answer: Answer) -> list[Command]:
@@ -346,6 +349,9 @@ class StudyEngine:
 
     def _tell(self, number: int, outcome: dict[str, Any]) -> None:
         self._parts.pop(number, None)
+        reports = self._reports.pop(number, None)
+        if reports and not outcome.get("i"):
+            outcome["i"] = reports
         if outcome["s"] == "failed" and number in self._pruned:
             outcome |= {"s": "pruned", "why": "stopped where it ran"}
         if outcome["s"] == "failed":

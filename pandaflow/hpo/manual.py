@@ -106,8 +106,7 @@ class Manual:
         if state not in ("complete", "pruned", "failed"):
             raise WorkflowError(f"state {state!r}: 'complete', 'pruned' or 'failed'")
         record = self._driver.book.trials[number]
-        reports = [list(report) for report in record.reports]
-        out: dict[str, Any] = {"s": state, "t": [record.began, time.time()], "i": reports}
+        out: dict[str, Any] = {"s": state, "t": [record.began, time.time()]}
         if state == "complete":
             found = read_result(value, len(self._driver.book.directions))
             out |= {**found, "s": "failed" if found["why"] else "complete"}

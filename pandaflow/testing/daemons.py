@@ -68,16 +68,16 @@ class Daemons:
         """Start a daemon, in the foreground; return its process id."""
         log = self.folder / f"{name}.out"
         words = [str(word) for word in argv]
-        return int(self._ask(start=name, argv=words, env=env, log=str(log)))
+        return int(self._ask(name=name, argv=words, env=env, log=str(log)))
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         """Send a signal that ends a daemon, and wait for its end."""
-        self._ask(signal=name, number=number)
+        self._ask(name=name, signal=number)
         wait_until(lambda: not self.alive(name), f"{name} to end")
 
     def alive(self, name: str) -> bool:
         """Whether the daemon was started and runs."""
-        return bool(self._ask(alive=name))
+        return bool(self._ask(name=name))
 
     def close(self) -> None:
         """Kill everything and remove the folder. May be called twice."""
@@ -235,13 +235,13 @@ class _Keeper:
             yield from lines
 
     def _do(self, request: dict[str, Any]) -> object:
-        if "start" in request:
+        if "argv" in request:
             return self._start(request)
         self._reap()
-        if "signal" in request:
-            pid = self._pids.get(request["signal"])
-            return pid and os.kill(pid, request["number"])
-        return request["alive"] in self._pids
+        pid = self._pids.get(request["name"])
+        if pid and "signal" in request:
+            os.kill(pid, request["signal"])
+        return pid is not None
 
     def _start(self, request: dict[str, Any]) -> int:
         with open(request["log"], "ab") as log:
@@ -257,7 +257,7 @@ class _Keeper:
             )
         # Its end is noticed by waitpid(-1) below, for which it has to look ended to Popen.
         process.returncode = 0
-        self._pids[request["start"]] = process.pid
+        self._pids[request["name"]] = process.pid
         return process.pid
 
     def _die_with_keeper(self) -> None:

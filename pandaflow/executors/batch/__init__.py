@@ -1,0 +1,1 @@
+"""Batch systems as pure functions: command line out, text in, values out."""
