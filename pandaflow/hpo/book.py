@@ -21,6 +21,7 @@ Kinds of records, and their bodies:
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ from pandaflow.hpo.space import Point
 
 #: Trials that are remembered in the order in which they ended.
 _FIRST = 8
+#: Trials in a list of the best.
+_MOST = 10
 
 
 @dataclass(slots=True, eq=False)
@@ -115,6 +118,8 @@ class Book:
         #: The best trial; of several objectives the last that entered the front.
         self.best: TrialRecord | None = None
         self._front: list[tuple[tuple[float, ...], TrialRecord]] = []
+        #: The ten best of one objective, best first, as (cost, number).
+        self._top: list[tuple[float, int]] = []
         self.since_best = 0
         self.seconds = 0.0
         #: The first trials that ended after an evaluation, in that order.
@@ -184,6 +189,10 @@ class Book:
         self.since_best += 1
         if record.state == "complete" and record.feasible and self._enters(record):
             self.best, self.since_best = record, 0
+        if record.state == "complete" and record.feasible and len(self.directions) == 1:
+            sign = 1.0 if self.directions[0] == "minimize" else -1.0
+            insort(self._top, (sign * record.values[0], record.number))
+            del self._top[_MOST:]
 
     def _enters(self, record: TrialRecord) -> bool:
         """Put a trial into the front unless one there is as good."""
@@ -215,14 +224,28 @@ class Book:
         """Return the trials that no other dominates, in order; of one objective the best."""
         return [record for _, record in self._front]
 
+    def top(self) -> list[TrialRecord]:
+        """Return the ten best feasible trials, best first; of several objectives of the front."""
+        if len(self.directions) > 1:
+            return self.front()[:_MOST]
+        return [self.trials[number] for _, number in self._top]
+
     def summary(self) -> dict[str, Any]:
-        """Return counts and the best as JSON-ready values, for lists of studies."""
+        """Return what a look at the study shows, as JSON-ready values."""
         best = self.best
         return {
             "trials": dict(self.counts),
             "asked": self.asked,
             "best": list(best.values) if best is not None else None,
             "best_trial": best.number if best is not None else None,
+            "front": len(self._front),
+            "top": [
+                {"number": t.number, "values": list(t.values), "by": t.by, "point": t.point}
+                for t in self.top()
+            ],
+            "began": self.trials[0].began if self.trials else None,
+            "session": dict(self.sessions[-1]) if self.sessions else {},
+            "notes": [text for _, text in self.notes[-5:]],
         }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -252,11 +251,11 @@ def _best(study: Study, book: Book) -> str:
         return ""
     params = params_text(study.params_of(book.best)) if len(book.directions) == 1 else ""
     code = f" &nbsp;<code>{escape(units.clip(params, 300))}</code>" if params else ""
-    return f"<div><b>{escape(best_text(book))}</b>{code}</div>"
+    return f"<div><b>{escape(best_text(book.summary()))}</b>{code}</div>"
 
 
 def _table(study: Study, book: Book) -> str:
-    best = best_trials(book, _MOST)
+    best = book.top()
     if not best:
         return ""
     rows = [(trial, study.params_of(trial)) for trial in best]
@@ -282,15 +281,6 @@ def _cells(params: dict[str, Any], names: Sequence[str], wide: bool) -> list[str
     if wide:
         return [escape(units.clip(params_text(params), 120))]
     return [escape(value_text(params[name])) if name in params else "\N{EN DASH}" for name in names]
-
-
-def best_trials(book: Book, most: int) -> list[TrialRecord]:
-    """Return the best feasible trials, best first; of several objectives the front's first."""
-    if len(book.directions) > 1:
-        return book.front()[:most]
-    sign = 1.0 if book.directions[0] == "minimize" else -1.0
-    feasible = (trial for trial in book.complete() if trial.feasible)
-    return heapq.nsmallest(most, feasible, key=lambda trial: sign * trial.values[0])
 
 
 # --- its picture ----------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pandaflow.display import units
@@ -28,19 +28,24 @@ _GLANCE_S = 0.25
 
 def study_line(study: Study) -> str:
     """Write a study as one line: name, state, trials, the best."""
-    book = study.book
-    counts = ", ".join(f"{n:,} {state}" for state, n in book.counts.items() if n) or "no trials"
-    best = best_text(book)
-    return f"{study.name} {study.status}: {counts}{'; ' if best else ''}{best}"
+    return summary_line(study.name, study.status, study.book.summary())
 
 
-def best_text(book: Book) -> str:
+def summary_line(name: str, status: str, summary: Mapping[str, Any]) -> str:
+    """Write a study as one line, from the summary that the store has of it."""
+    counts = (f"{n:,} {state}" for state, n in summary.get("trials", {}).items() if n)
+    best = best_text(summary)
+    return f"{name} {status}: {', '.join(counts) or 'no trials'}{'; ' if best else ''}{best}"
+
+
+def best_text(summary: Mapping[str, Any]) -> str:
     """Write the best trial in a few words, or how many are in the Pareto set; empty for none."""
-    if book.best is None:
+    best = summary.get("best")
+    if best is None:
         return ""
-    if len(book.directions) > 1:
-        return f"{units.plural(len(book.front()), 'trials')} in the Pareto set"
-    return f"best {book.best.values[0]:.6g} (trial {book.best.number})"
+    if len(best) > 1:
+        return f"{units.plural(summary['front'], 'trials')} in the Pareto set"
+    return f"best {best[0]:.6g} (trial {summary['best_trial']})"
 
 
 def params_text(params: dict[str, Any]) -> str:
@@ -150,7 +155,7 @@ class StudyView(ProgressView):
         yield [
             (f"◆ {self._study.name}  ", f"bold {status_colour('running' if running else 'done')}"),
             *self._counts(book),
-            (f"  {best_text(book)}" if book.best else "", "bold"),
+            (f"  {best_text(book.summary())}" if book.best else "", "bold"),
             (f"  {self._speed(book)}", "dim"),
         ]
         if book.best is not None and len(book.directions) == 1:

@@ -217,11 +217,13 @@ class GridEngine:
         """Make a used cluster as new, but for its history: daemons run, the host is free."""
         if not self._running.alive("qmaster"):
             self.restart_qmaster()
-        if not self._running.alive("execd"):
+        # By itself a host finds a new central daemon only after 30 s.
+        if not self._running.alive("execd") or "u" in self._queue_state():
             self.restart_execd()
         self.cancel_all()
-        self.resume()
-        self.run(["qmod", "-cq", "main.q"])
+        if self._queue_state():
+            self.run(["qmod", "-cq", "main.q"])
+            self.resume()
         self.wait_idle()
 
     # --- what may go wrong -----------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -68,7 +69,7 @@ JobRequeue=1
 JobCompType=jobcomp/filetxt
 JobCompLoc={folder}/log/jobcomp.txt
 AccountingStorageType=accounting_storage/none
-PlugStackConfig=/dev/null
+PlugStackConfig={folder}/plugstack.conf
 """
 _NODE = (
     "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} Boards=1"
@@ -258,13 +259,13 @@ class Slurm:
         self._start_slurmd(node)
 
     def kill_controller(self) -> None:
-        """Kill ``slurmctld``; jobs submitted in the last seconds may be lost."""
+        """Kill ``slurmctld``, which forgets the last seconds: new jobs, and that jobs started."""
         self._running.kill("slurmctld")
 
     def restart_controller(self) -> None:
-        """Start ``slurmctld`` from its saved state, and wait until it answers."""
+        """Start ``slurmctld`` from its saved state; if it runs, let it save and end before."""
         if self._running.alive("slurmctld"):
-            self.kill_controller()
+            self._running.kill("slurmctld", signal.SIGTERM)
         self._running.start("slurmctld", ["slurmctld", "-D"], self.env)
         self._wait_controller()
 
@@ -328,6 +329,7 @@ class Slurm:
         text += _PARTITIONS.format(nodes=",".join(self.nodes), first=self.nodes[0])
         groups = _CGROUP_CONFIGURATION if self.cgroups else ""
         (self.folder / "cgroup.conf").write_text(groups)
+        (self.folder / "plugstack.conf").touch()
         (self.folder / "slurm.conf").write_text(text + self._extra + "\n")
 
     def _start_munge(self) -> None:

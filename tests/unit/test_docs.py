@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 import re
 import textwrap
 from pathlib import Path
@@ -14,13 +15,16 @@ import click
 import pytest
 
 import pandaflow as pf
+from pandaflow import hpo
 from pandaflow.cli.app import app
 from pandaflow.config import PREFIX, Settings
+from pandaflow.hpo.searching import SETTINGS
 from pandaflow.options import OPTION_NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+HPO = (DOCS / "reference" / "hpo.md").read_text(encoding="utf-8")
 API = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
 
 _FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```$", re.M | re.S)
@@ -94,6 +98,42 @@ def test_every_public_member_is_described(handle: str) -> None:
     section = API.partition(f"### `pf.{handle}`")[2].partition("\n### ")[0]
     members = [name for name in vars(getattr(pf, handle)) if not name.startswith("_")]
     assert not [name for name in members if not re.search(rf"`{name}\b", section)]
+
+
+def test_every_public_name_of_hpo_is_described() -> None:
+    assert hpo.__all__
+    assert not [name for name in hpo.__all__ if not re.search(rf"`hpo\.{name}\b", HPO)]
+
+
+def test_every_name_of_hpo_that_is_described_exists() -> None:
+    named = re.findall(r"\bhpo\.([a-z_A-Z]+)\b(?!/)", re.sub(r"\]\([^)]*\)", "", HPO))
+    assert not sorted(set(named) - set(hpo.__all__))
+
+
+def test_every_public_member_of_a_study_is_described() -> None:
+    section = HPO.partition("### Study\n")[2].partition("\nSettings of ")[0]
+    members = [name for name in vars(hpo.Study) if not name.startswith("_")]
+    members += [name for name in vars(hpo.Study("s")) if not name.startswith("_")]
+    assert not [name for name in members if not re.search(rf"`{name}\b", section)]
+
+
+@pytest.mark.parametrize("name", ["Trial", "TrialRecord", "Command", "Result"])
+def test_every_field_of_what_a_study_hands_out_is_described(name: str) -> None:
+    (row,) = (line for line in HPO.splitlines() if re.match(rf"\| `hpo\.{name}\b", line))
+    kind = getattr(hpo, name)
+    fields = getattr(kind, "__dataclass_fields__", None) or vars(kind(0, {}))
+    methods = [] if name in ("Command", "Result") else vars(kind)
+    public = [field for field in (*fields, *methods) if not field.startswith("_")]
+    public = [field for field in public if field != "reports" or name == "TrialRecord"]
+    assert not [field for field in public if not re.search(rf"\b{field}\b", row)]
+
+
+def test_every_setting_of_a_study_is_described() -> None:
+    section = HPO.partition("\nSettings of ")[2]
+    assert not [name for name in sorted(SETTINGS) if f"`{name}`" not in section]
+    given = inspect.signature(hpo.Study.optimize).parameters
+    own = [n for n in given if n not in ("self", "objective", "space", "settings")]
+    assert not [name for name in own if f"`{name}`" not in section]
 
 
 def test_every_option_and_setting_is_described() -> None:

@@ -1,5 +1,7 @@
-"""Reading what commands print: numbers, times, ranges, refusals. Nothing here raises but errors
-that say so."""
+"""Reading what commands print: numbers, times, ranges, refusals.
+
+A text that is not what it should be gives None or is left out, unless a function says otherwise.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,7 @@ def size(text: str | None, unit: str = "") -> int | None:
     match = _SIZE.fullmatch((text or "").strip())
     if match is None:
         return None
-    return round(float(match[1]) * 1024 ** _POWERS[(match[2] or unit).lower()])
+    return round(float(match[1]) * float(1024 ** _POWERS[(match[2] or unit).lower()]))
 
 
 def moment(text: str | None) -> float | None:

@@ -311,28 +311,27 @@ class Backend(Protocol):
     A refusal becomes a :class:`~pandaflow.core.errors.SiteError` with the system's own words,
     silence of the system one with ``transient=True``, and so does an answer that cannot be
     understood: an empty result always means that the system knows no such job.
-
-    Attributes
-    ----------
-    name : str
-    prefix : str
-        Starts a directive in a script; empty for a system with a separate submit description.
-    environment : mapping
-        Variables to set for every command, so that its output can be read.
-    inside : Inside
-    ending : Ending
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Its name, in lower case."""
+
     @property
-    def prefix(self) -> str: ...
+    def prefix(self) -> str:
+        """What starts a directive in a script; empty: they stand in a description."""
+
     @property
-    def environment(self) -> Mapping[str, str]: ...
+    def environment(self) -> Mapping[str, str]:
+        """Variables to set for its commands, so that their output can be read."""
+
     @property
-    def inside(self) -> Inside: ...
+    def inside(self) -> Inside:
+        """What a running job can know of itself."""
+
     @property
-    def ending(self) -> Ending: ...
+    def ending(self) -> Ending:
+        """How jobs are ended."""
 
     def directives(self, request: BatchRequest) -> list[str]:
         """Return the lines that ask for it, without prefix; quoted as the system wants it."""
@@ -372,3 +371,11 @@ class Backend(Protocol):
 
     def parse_queues(self, stdout: str, stderr: str, code: int) -> list[Queue]:
         """Return the queues in the system's order."""
+
+
+@runtime_checkable
+class Describing(Backend, Protocol):
+    """A batch system whose directives stand in a file beside the script."""
+
+    def describe(self, script_path: str, request: BatchRequest) -> tuple[str, str]:
+        """Return path and text of the description that ``submit`` names."""

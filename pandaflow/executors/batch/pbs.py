@@ -65,9 +65,16 @@ _STATES: Mapping[str, State] = {
 }
 _ENDED = frozenset("FXC")
 _DELETED = 91
-#: Exit_status below 0: see "Job Exit Status" in the administrators' guides.
-_OPENPBS_EXITS: Mapping[int, State] = {-27: "out_of_memory", -28: "out_of_memory", -29: "timeout"}
-_TORQUE_EXITS: Mapping[int, State] = {-10: "out_of_memory", -11: "timeout"}
+#: Exit_status below 0 (see "Job Exit Status" in the administrators' guides): limits of memory and
+#: time, and, the same in both dialects, jobs that a node could not start or gave up.
+_FAULTS: dict[int, State] = dict.fromkeys(range(-7, -2), "node_fail")
+_OPENPBS_EXITS: Mapping[int, State] = _FAULTS | {
+    -26: "out_of_memory",
+    -27: "out_of_memory",
+    -28: "timeout",
+    -29: "timeout",
+}
+_TORQUE_EXITS: Mapping[int, State] = _FAULTS | {-10: "out_of_memory", -11: "timeout"}
 _ID = r"(\d{1,15}(?:\[\])?(?:\.[\w.-]+)?)"
 _SUBJOB = re.compile(r"(\d{1,15})\[(\d{1,9})\](.*)", re.S)
 
@@ -239,11 +246,15 @@ def _subjob(job: str, index: int | None) -> str:
 
 
 def _attributes(text: str, kind: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """Read ``name = value`` lines under ``Job Id:``; a line that begins with a tab goes on."""
+    """Read ``name = value`` lines under ``Job Id:``; other lines with a tab go on with a value.
+
+    Slurm's imitation of ``qstat`` puts a tab before the names as well.
+    """
     records: list[tuple[str, Mapping[str, Any]]] = []
-    for part in re.split(rf"^{kind}: ", text.replace("\n\t", ""), flags=re.M)[1:]:
+    text = re.sub(r"\n\t(?![\w.]+ = )", "", text)
+    for part in re.split(rf"^{kind}:[ \t]", text, flags=re.M)[1:]:
         name, _, body = part.partition("\n")
-        records.append((name.strip(), dict(re.findall(r"^ +([\w.]+) = (.*)$", body, re.M))))
+        records.append((name.strip(), dict(re.findall(r"^[ \t]+([\w.]+) = (.*)$", body, re.M))))
     if not records:
         raise not_understood("qstat", text)
     return records
@@ -259,9 +270,7 @@ def _value(fields: Mapping[str, Any], name: str) -> str:
     return str(value).strip() if isinstance(value, str | int | float) else ""
 
 
-def _status(
-    name: str, fields: Mapping[str, Any], exits: Mapping[int, State]
-) -> BatchStatus | None:
+def _status(name: str, fields: Mapping[str, Any], exits: Mapping[int, State]) -> BatchStatus | None:
     letter = _value(fields, "job_state")
     job, index = _named(name)
     if job is None or (job.partition(".")[0].endswith("[]") and index is None):
@@ -270,7 +279,8 @@ def _status(
     exit_status = whole(_value(fields, "Exit_status") or _value(fields, "exit_status"))
     exit_code = signal = None
     if letter in _ENDED:
-        deleted = whole(_value(fields, "substate")) == _DELETED
+        # An element that never began shows exit status 1 when its array is deleted.
+        deleted = whole(_value(fields, "substate")) == _DELETED or not _value(fields, "exec_host")
         state = _verdict(exit_status, deleted, exits)
         exit_code, signal = _how(exit_status, state)
     return BatchStatus(
@@ -281,10 +291,15 @@ def _status(
         signal=signal,
         reason=_value(fields, "comment"),
         nodes=names(re.sub(r"/[^+]*", "", _value(fields, "exec_host"))),
-        started=moment(_value(fields, "stime") or _value(fields, "start_time")),
+        # An element that waits shows when its array began.
+        started=None if state in ("pending", "held") else moment(_started(fields)),
         ended=_ended(fields) if letter in _ENDED else None,
         requeues=max(0, (whole(_value(fields, "run_count")) or 1) - 1),
     )
+
+
+def _started(fields: Mapping[str, Any]) -> str:
+    return _value(fields, "stime") or _value(fields, "start_time")
 
 
 def _ended(fields: Mapping[str, Any]) -> float | None:
@@ -301,17 +316,10 @@ def _named(name: str) -> tuple[str | None, int | None]:
 
 def _verdict(exit_status: int | None, deleted: bool, exits: Mapping[int, State]) -> State:
     # A deleted job may well show exit status 0 (it trapped the signal), 1 or none.
-    if deleted:
+    # One without never ran: a dependency failed, say.
+    if deleted or exit_status is None:
         return "cancelled"
-    if exit_status is None:
-        # It never ran: a dependency failed, say.
-        return "cancelled"
-    if exit_status in exits:
-        return exits[exit_status]
-    if exit_status < 0:
-        # Other negative codes: the job could not be started, or its node restarted.
-        return "node_fail"
-    return "done" if exit_status == 0 else "failed"
+    return exits.get(exit_status, "done" if exit_status == 0 else "failed")
 
 
 def _how(exit_status: int | None, state: State) -> tuple[int | None, int | None]:

@@ -85,7 +85,7 @@ _REFUSALS = Refusals(
         (r"invalid account", "see `sacctmgr show associations` for your accounts"),
         (r"memory specification|node configuration is not available", "ask for less per node"),
         (r"time limit|--time", "ask for a shorter walltime, see `sinfo -s`"),
-        (r"job array specification", "use smaller arrays, see MaxArraySize in `scontrol show conf`"),
+        (r"job array", "use smaller arrays: `scontrol show config` says MaxArraySize"),
         (r"submit.*limit|job/proc/node limit", "wait for jobs to end, or submit fewer"),
         (r"accounting storage is disabled", "use Slurm(accounting=False)"),
         (r"generic resource|gres", "see `sinfo -o '%P %G'` for the gpus of each partition"),

@@ -666,6 +666,6 @@ def test_scipy_computes_the_same_as_optuna() -> None:
         "x = np.linspace(-35, 12, 4001)\n"
         "slow = there._log_ndtr(x)\n"
         "assert quicken()\n"
-        "assert there._log_ndtr is not slow and np.allclose(there._log_ndtr(x), slow, 1e-12, 1e-12)\n"
+        "assert np.allclose(there._log_ndtr(x), slow, 1e-12, 1e-12)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -22,7 +22,7 @@ from pandaflow import hpo
 from pandaflow.core.errors import WorkflowError
 from pandaflow.hpo import plots
 from pandaflow.hpo.book import Book
-from pandaflow.hpo.plots import Axis, best_trials, study_html, study_svg, value_axis
+from pandaflow.hpo.plots import Axis, study_html, study_svg, value_axis
 from pandaflow.hpo.watching import StudyView, study_line
 
 SPACE = hpo.Space(lr=hpo.log(1e-5, 1e-1), depth=hpo.int(2, 12), kind=["bdt", "nn"])
@@ -167,12 +167,12 @@ def test_names_are_escaped(store: str) -> None:
 
 def test_a_maximum_and_a_front_are_the_best(store: str) -> None:
     up = told(store, "up", direction="maximize")
-    values = [t.values[0] for t in best_trials(up.book, 3)]
+    values = [t.values[0] for t in up.book.top()[:3]]
     assert values == sorted((t.values[0] for t in up.book.complete()), reverse=True)[:3]
     two = told(store, "two", directions=["minimize", "maximize"])
     html = study_html(two)
     assert "in the Pareto set" in html and "value 1" in html
-    assert [t.number for t in best_trials(two.book, 99)] == [t.number for t in two.best_trials]
+    assert [t.number for t in two.book.top()] == [t.number for t in two.best_trials]
 
 
 def test_the_border_of_the_front_by_hand() -> None:
