@@ -17,7 +17,8 @@ MANIFEST := pyproject.toml constraints.txt
 
 help:
 	@echo "make demo    a small analysis, start to end, on this machine"
-	@echo "make test    lint, then all tests (as root on Debian: installs PostgreSQL first)"
+	@echo "make test    lint, then all tests (as root on Debian: installs PostgreSQL, Slurm,"
+	@echo "             Grid Engine first)"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make bench   the benchmarks"
 	@echo "make docs    draw docs/states.md again from the tables"
@@ -42,15 +43,30 @@ $(STAMPS)/dev: $(MANIFEST) | $(PY)
 	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/demo
 
 # What the tests use from the system. Found by hand where possible; a missing part skips tests.
-system:
-	@if command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then :; \
+# $(call packages,WHAT,TEST THAT IT IS THERE,PACKAGES,TESTS THAT ARE SKIPPED WITHOUT)
+define packages
+	@PATH="$$PATH:/usr/sbin:/sbin"; \
+	if $(2); then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  echo "installing postgresql for the tests"; \
-	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >/dev/null; } || \
-	    echo "postgresql could not be installed: tests marked 'postgres' will be skipped"; \
+	  echo "installing $(1) for the tests"; \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(3) >/dev/null; } || \
+	    echo "$(1) could not be installed: $(4) will be skipped"; \
 	else \
-	  echo "no PostgreSQL server programs (initdb) here: tests marked 'postgres' will be skipped"; \
+	  echo "no $(1) here, and no root or apt-get to install it ($(3)): $(4) will be skipped"; \
 	fi
+endef
+
+system:
+	$(call packages,PostgreSQL,\
+	  command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1,\
+	  postgresql,tests marked 'postgres')
+	$(call packages,Slurm,\
+	  command -v munged >/dev/null && command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v sbatch >/dev/null,\
+	  slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge,tests on a real Slurm)
+	$(call packages,Grid Engine,\
+	  ls /usr/lib/gridengine/sge_qmaster /usr/lib/gridengine/sge_execd /usr/bin/qconf >/dev/null 2>&1,\
+	  gridengine-master gridengine-exec gridengine-client,tests on a real Grid Engine)
+	@if [ "$$(id -u)" != 0 ]; then echo "not root: tests on a real Slurm or Grid Engine will be skipped"; fi
 
 # --- goals ---------------------------------------------------------------------------------
 

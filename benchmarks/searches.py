@@ -20,10 +20,11 @@ import pandaflow as pf
 from benchmarks import problems
 from benchmarks.problems import Problem
 from pandaflow import hpo, places
+from pandaflow.hpo.dimensions import Choice, Int
 from pandaflow.hpo.driver import StudyDriver, StudyPlan
 from pandaflow.hpo.engine import Command, Dispatch, Terms
 from pandaflow.hpo.port import Brief, Optimizer
-from pandaflow.hpo.space import AnySpace, Choice, Int
+from pandaflow.hpo.space import AnySpace
 
 #: A search as it went: by trial number the point and the values.
 Trials = list[tuple[dict[str, Any], tuple[float, ...]]]
@@ -80,7 +81,8 @@ def next_to_end(search: Search, told: int, running: int) -> int:
 class InThisProcess:
     """An optimizer that is asked in this process: thousands of short studies start quickly.
 
-    Where it is asked makes no difference to its points; the tests compare.
+    Its points are those of a process of its own, but for rounding: there, SciPy computes TPE's
+    normal distributions, which differ by 1e-12 from Optuna's. The tests compare.
     """
 
     spec: Any
@@ -286,7 +288,13 @@ def _loop(
 
 
 def through_optimize(search: Search, store: str) -> Trials:
-    """Search with ``study.optimize`` on threads, the optimizer in a process of its own."""
+    """Search with ``study.optimize`` on threads, the optimizer in a process of its own.
+
+    Raises
+    ------
+    RuntimeError
+        The optimizer failed and points became random: the result would say nothing about it.
+    """
     problem = problem_of(search.problem)
 
     def objective(**point: Any) -> tuple[float, ...]:
@@ -309,6 +317,8 @@ def through_optimize(search: Search, store: str) -> Trials:
             executor=executor,
             progress=False,
         )
+        if study.notes:
+            raise RuntimeError(f"{search}: {study.notes}")
         return [(trial.point, trial.values) for trial in study.trials]
     finally:
         executor.close()

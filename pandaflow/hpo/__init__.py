@@ -18,6 +18,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pandaflow.hpo.active import active_learning as active_learning
     from pandaflow.hpo.book import TrialRecord as TrialRecord
+    from pandaflow.hpo.dimensions import choice as choice
+    from pandaflow.hpo.dimensions import fixed as fixed
+    from pandaflow.hpo.dimensions import integer as int
+    from pandaflow.hpo.dimensions import log as log
+    from pandaflow.hpo.dimensions import ordinal as ordinal
+    from pandaflow.hpo.dimensions import real as float
     from pandaflow.hpo.errors import StudyFailed as StudyFailed
     from pandaflow.hpo.filejob import Command as Command
     from pandaflow.hpo.objective import Result as Result
@@ -35,12 +41,6 @@ if TYPE_CHECKING:
     from pandaflow.hpo.scans import scan as scan
     from pandaflow.hpo.searching import search as search
     from pandaflow.hpo.space import Space as Space
-    from pandaflow.hpo.space import choice as choice
-    from pandaflow.hpo.space import fixed as fixed
-    from pandaflow.hpo.space import integer as int
-    from pandaflow.hpo.space import log as log
-    from pandaflow.hpo.space import ordinal as ordinal
-    from pandaflow.hpo.space import real as float
     from pandaflow.hpo.stops import cost as cost
     from pandaflow.hpo.stops import patience as patience
     from pandaflow.hpo.stops import target as target
@@ -62,12 +62,13 @@ _HOME = {
     "phpo": "from_phpo",
     "scans": "scan",
     "searching": "search",
-    "space": "Space choice fixed log ordinal",
+    "space": "Space",
+    "dimensions": "choice fixed log ordinal",
     "stops": "cost patience target timeout",
     "study": "Study load studies",
 }
 _WHERE = {name: (home, name) for home, names in _HOME.items() for name in names.split()}
-_WHERE |= {"int": ("space", "integer"), "float": ("space", "real")}
+_WHERE |= {"int": ("dimensions", "integer"), "float": ("dimensions", "real")}
 
 __all__ = sorted(_WHERE)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -12,18 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from pandaflow.core.errors import WorkflowError
 from pandaflow.hpo.book import Book, TrialRecord
-from pandaflow.hpo.space import (
-    AnySpace,
-    Choice,
-    Draw,
-    Float,
-    FunctionSpace,
-    Int,
-    Point,
-    choice,
-    integer,
-    real,
-)
+from pandaflow.hpo.dimensions import Choice, Float, Int, choice, integer, real
+from pandaflow.hpo.space import AnySpace, Draw, FunctionSpace, Point
 
 if TYPE_CHECKING:
     import optuna

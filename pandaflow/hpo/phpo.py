@@ -14,19 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pandaflow.core.errors import DataError, WorkflowError
+from pandaflow.hpo.dimensions import Choice, Dimension, choice, fixed, integer, ordinal, real
 from pandaflow.hpo.filejob import Command, is_finite
 from pandaflow.hpo.optimizers.external import ExternalSpec, external, space_to_phpo
-from pandaflow.hpo.space import (
-    Choice,
-    Dimension,
-    Point,
-    Space,
-    choice,
-    fixed,
-    integer,
-    ordinal,
-    real,
-)
+from pandaflow.hpo.space import Point, Space
 
 __all__ = ["PhpoConfig", "from_phpo", "space_from_phpo", "space_to_phpo"]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pandaflow.hpo.dimensions import Float, Int, choice
 from pandaflow.hpo.optimizers.designs import grid, points
 from pandaflow.hpo.searching import as_objective
-from pandaflow.hpo.space import Float, Int, Space, choice, parse_space
+from pandaflow.hpo.space import Space, parse_space
 from pandaflow.hpo.study import Study
 
 

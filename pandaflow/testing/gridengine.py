@@ -92,8 +92,8 @@ class GridEngineMissing(RuntimeError):
 class GridEngine:
     """A Grid Engine with one host on this machine; use it as a context manager.
 
-    The queue is ``main.q``, the parallel environment ``smp``. A host that is silent for 10 s is
-    given up, and its jobs that may be rerun start again when it is back.
+    The queue is ``main.q``, the parallel environment ``smp``. A host that is silent for a minute
+    is given up, and its jobs that may be rerun start again when it is back.
 
     Parameters
     ----------
@@ -241,7 +241,10 @@ class GridEngine:
         self._running.kill("execd")
 
     def restart_execd(self) -> None:
-        """Start the host's daemon; kill it before if it still runs."""
+        """Start the host's daemon; kill it before if it still runs.
+
+        Running jobs live on, but their end is noticed only within a minute.
+        """
         if self._running.alive("execd"):
             self.kill_execd()
         self._running.start("execd", [_PROGRAMS / "sge_execd"], self.env)
@@ -251,7 +254,10 @@ class GridEngine:
         self._running.kill("qmaster")
 
     def restart_qmaster(self) -> None:
-        """Start the central daemon from its database, and wait until it answers."""
+        """Start the central daemon from its database; kill it before if it still runs.
+
+        The host finds it within 30 s, or at once if `restart_execd` follows.
+        """
         if self._running.alive("qmaster"):
             self.kill_qmaster()
         self._start_qmaster()
@@ -314,7 +320,8 @@ class GridEngine:
             "min_uid": "0",
             "min_gid": "0",
             "load_report_time": "00:00:01",
-            "max_unheard": "00:00:10",
+            # Longer than the 30 s that a host takes to find a restarted central daemon.
+            "max_unheard": "00:01:00",
             "reschedule_unknown": "00:00:05",
             "reporting_params": "accounting=true reporting=false flush_time=00:00:01 "
             "joblog=false sharelog=00:00:00",

@@ -33,7 +33,7 @@ def loss(one: Search, store: str) -> float:
 def test_minima_are_where_the_literature_has_them() -> None:
     shifted = {f"x{k}": by for k, by in enumerate(problems.SHIFT)}
     ones = {name: value + 1 for name, value in shifted.items()}
-    places_of = {
+    minima = {
         "Branin": {"x0": math.pi, "x1": 2.275},
         "Rosenbrock5": ones,
         "Rastrigin5": shifted,
@@ -49,8 +49,8 @@ def test_minima_are_where_the_literature_has_them() -> None:
         ),
     }
     known = problems.singles()
-    assert known.keys() == places_of.keys()
-    for name, point in places_of.items():
+    assert known.keys() == minima.keys()
+    for name, point in minima.items():
         problem = known[name]
         assert problem.space.parse(point) == point  # inside the ranges
         assert problem.loss([problem.evaluate(point)]) == pytest.approx(0.0, abs=1e-5)
@@ -110,7 +110,7 @@ def test_only_the_random_numbers_differ_from_optuna_alone(
     """Optuna alone, its generators seeded as ours, gives our points to the last bit."""
     import optuna
 
-    ours = search(problem, optimizer, trials=70, outstanding=16)
+    ours = search(problem, optimizer, trials=50, outstanding=12)
     alone = replace(ours, way="alone")
     seed = searches.seed_of(ours)
     sampler = searches._plain_sampler(optimizer.partition("/")[2], 0)
@@ -131,11 +131,20 @@ def test_where_the_optimizer_is_asked_makes_no_difference(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = search("S6 (mixed)", "optuna/tpe", trials=40)
+    _quicken(monkeypatch)
     here = carry_out(one, store)
     monkeypatch.setattr(searches, "InThisProcess", lambda spec: spec)
     monkeypatch.setattr(searches, "drive", _patient_drive)
     elsewhere = f"{store.removesuffix('.db')}-2.db"
     assert carry_out(one, elsewhere) == here
+
+
+def _quicken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let SciPy compute for TPE, as in the optimizer's own process, until the test ends."""
+    from optuna.samplers._tpe import _truncnorm
+
+    monkeypatch.setattr(_truncnorm, "_log_ndtr", _truncnorm._log_ndtr)
+    assert optuna_samplers.quicken()
 
 
 def _patient_drive(one: Search, driver: Any, until: int | None = None) -> None:
@@ -162,8 +171,8 @@ def test_three_kills_change_no_point(optimizer: str, store: str) -> None:
 
 
 @pytest.mark.parametrize("problem", ["Hartmann6", "S6 (mixed)"])
-def test_cma_beats_random_search_and_stays_in_the_band(problem: str, store: str) -> None:
-    """CMA-ES is quick; the margins hold for each of 20 seeds that were measured."""
+def test_cma_beats_random_search(problem: str, store: str) -> None:
+    """CMA-ES stands for the samplers here because it is the quickest of them."""
     given = {"trials": 300, "outstanding": 32}
     cma = [loss(search(problem, "optuna/cmaes", seed=s, **given), store) for s in range(3)]
     chance = [loss(search(problem, "pandaflow/random", seed=s, **given), store) for s in range(3)]

@@ -21,6 +21,7 @@ from pandaflow.executors.batch.answers import (
     elements,
     identifier,
     moment,
+    not_understood,
     size,
     some,
     whole,
@@ -173,9 +174,10 @@ class SGE:
         """Return the jobs in the queue, tasks one by one."""
         _REFUSALS.check(stdout, stderr, code)
         found: dict[JobRef, BatchStatus] = {}
-        tree = xml_tree(stdout, "qstat")
+        # Some versions print nothing at all when there is nothing to tell.
+        tree = xml_tree(stdout.strip() or "<job_info/>", "qstat")
         if tree.tag != "job_info":
-            return {}
+            raise not_understood("qstat", stdout)
         for entry in tree.iter("job_list"):
             found |= _queued(entry)
         return found

@@ -222,7 +222,7 @@ class Slurm:
         found: dict[str, Queue] = {}
         for line in stdout.splitlines():
             fields = line.strip().split("|", 6)
-            if len(fields) == 7:
+            if len(fields) == 7 and fields[0].strip("*"):
                 part = _partition(fields)
                 found[part.name] = _larger(found[part.name], part) if part.name in found else part
         return list(some(found, stdout, "sinfo").values())

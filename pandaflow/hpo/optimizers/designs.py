@@ -16,19 +16,9 @@ from random import Random
 from typing import Any, ClassVar
 
 from pandaflow.core.errors import PandaflowError, WorkflowError
+from pandaflow.hpo.dimensions import Choice, Dimension, Fixed, Float, Int, Scalar
 from pandaflow.hpo.port import Asked, AskEntry, Brief, Entry, Memo, Optimizer, Told
-from pandaflow.hpo.space import (
-    AnySpace,
-    Choice,
-    Dimension,
-    Fixed,
-    Float,
-    Int,
-    Point,
-    RandomSuggester,
-    Scalar,
-    Space,
-)
+from pandaflow.hpo.space import AnySpace, Point, RandomSuggester, Space
 
 #: A larger grid is a mistake more often than a wish.
 MAX_POINTS = 10**6

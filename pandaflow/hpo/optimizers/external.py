@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pandaflow.core.errors import WorkflowError
+from pandaflow.hpo.dimensions import Choice, Float, Int
 from pandaflow.hpo.filejob import (
     CommandFailed,
     bring_files,
@@ -42,7 +43,7 @@ from pandaflow.hpo.port import (
     TellEntry,
     Told,
 )
-from pandaflow.hpo.space import AnySpace, Choice, Float, Int, Point, Space
+from pandaflow.hpo.space import AnySpace, Point, Space
 
 #: What %MAX_POINTS is if the study does not say how many trials it wants.
 UNLIMITED = 10**6

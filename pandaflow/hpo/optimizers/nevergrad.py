@@ -19,6 +19,7 @@ from typing import Any
 import cloudpickle
 
 from pandaflow.core.errors import WorkflowError
+from pandaflow.hpo.dimensions import Choice, Dimension
 from pandaflow.hpo.optimizers.nevergrad_optimizer import NevergradOptimizer
 from pandaflow.hpo.optimizers.nevergrad_space import (
     dimensions_of,
@@ -32,11 +33,7 @@ from pandaflow.hpo.port import (
     Brief,
     Told,
 )
-from pandaflow.hpo.space import (
-    AnySpace,
-    Choice,
-    Dimension,
-)
+from pandaflow.hpo.space import AnySpace
 
 #: Known to work with many outstanding trials, several objectives, and exactly on resume.
 GOOD = (

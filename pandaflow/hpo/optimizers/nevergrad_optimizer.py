@@ -25,6 +25,7 @@ from typing import Any
 
 import cloudpickle
 
+from pandaflow.hpo.dimensions import Dimension
 from pandaflow.hpo.optimizers.nevergrad_space import (
     decode,
     encode,
@@ -44,10 +45,7 @@ from pandaflow.hpo.port import (
     TellEntry,
     Told,
 )
-from pandaflow.hpo.space import (
-    Dimension,
-    Point,
-)
+from pandaflow.hpo.space import Point
 
 #: A snapshot is worth it when replaying would take longer than both of these: seconds of CPU, and
 #: this many times what the last snapshot took (so that snapshots cost at most 5 % of the asks).

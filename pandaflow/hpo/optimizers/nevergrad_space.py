@@ -13,18 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pandaflow.core.errors import WorkflowError
-from pandaflow.hpo.space import (
-    AnySpace,
-    Choice,
-    Dimension,
-    Fixed,
-    Float,
-    FunctionSpace,
-    Int,
-    Point,
-    Scalar,
-    Space,
-)
+from pandaflow.hpo.dimensions import Choice, Dimension, Fixed, Float, Int, Scalar
+from pandaflow.hpo.space import AnySpace, FunctionSpace, Point, Space
 
 
 def library(module: str = "nevergrad") -> Any:

@@ -11,8 +11,9 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from pandaflow.core.errors import WorkflowError
+from pandaflow.hpo.dimensions import Choice, Float
 from pandaflow.hpo.port import Brief
-from pandaflow.hpo.space import AnySpace, Choice, Float, Space
+from pandaflow.hpo.space import AnySpace, Space
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler

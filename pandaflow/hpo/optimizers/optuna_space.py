@@ -12,7 +12,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from pandaflow.core.errors import WorkflowError
-from pandaflow.hpo.space import AnySpace, Choice, Float, Int, Point, Scalar, Space, StoredSuggester
+from pandaflow.hpo.dimensions import Choice, Float, Int, Scalar
+from pandaflow.hpo.space import AnySpace, Point, Space, StoredSuggester
 
 if TYPE_CHECKING:
     from optuna.trial import Trial

@@ -9,23 +9,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pandaflow.core.errors import WorkflowError
+from pandaflow.hpo.dimensions import Choice, Dimension, Float, Int, Scalar, choice, integer, real
 from pandaflow.hpo.optimizers.optuna_samplers import REMEDY, need
 from pandaflow.hpo.optimizers.optuna_space import distribution, encode, position
 from pandaflow.hpo.optimizers.optuna_trials import silence
 from pandaflow.hpo.port import Told, TrialState
-from pandaflow.hpo.space import (
-    AnySpace,
-    Choice,
-    Dimension,
-    Float,
-    Int,
-    Point,
-    Scalar,
-    StoredSuggester,
-    choice,
-    integer,
-    real,
-)
+from pandaflow.hpo.space import AnySpace, Point, StoredSuggester
 
 if TYPE_CHECKING:
     from optuna.study import Study

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pandaflow.core.errors import WorkflowError
+from pandaflow.hpo.dimensions import choice, fixed, integer, log, ordinal, real
 from pandaflow.hpo.optimizers import designs
 from pandaflow.hpo.optimizers.designs import Exhausted
 from pandaflow.hpo.port import AskEntry, Brief, Told
-from pandaflow.hpo.space import FunctionSpace, Space, choice, fixed, integer, log, ordinal, real
+from pandaflow.hpo.space import FunctionSpace, Space
 
 BRIEF = Brief(("minimize",), seed=7, outstanding=4)
 MIXED = Space(

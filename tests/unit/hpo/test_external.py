@@ -12,11 +12,12 @@ import psutil
 import pytest
 
 from pandaflow.core.errors import PandaflowError, WorkflowError
+from pandaflow.hpo.dimensions import choice, fixed, integer, log, real
 from pandaflow.hpo.filejob import CommandFailed
 from pandaflow.hpo.optimizers.designs import Exhausted
 from pandaflow.hpo.optimizers.external import UNLIMITED, external
 from pandaflow.hpo.port import AskEntry, Brief, Entry, ReportEntry, TellEntry, Told
-from pandaflow.hpo.space import FunctionSpace, Space, choice, fixed, integer, log, real
+from pandaflow.hpo.space import FunctionSpace, Space
 
 SPACE = Space(x=real(0, 1), lr=log(1e-5, 1e-1), n=integer(1, 9), kind=choice(["a", "b"]))
 BRIEF = Brief(("minimize",), seed=1, outstanding=4, budget=100)

@@ -14,21 +14,10 @@ from typing import Any
 import pytest
 
 from pandaflow.core.errors import WorkflowError
+from pandaflow.hpo.dimensions import choice, fixed, integer, log, ordinal, real
 from pandaflow.hpo.optimizers.nevergrad import NevergradOptimizer, nevergrad
 from pandaflow.hpo.port import AskEntry, Brief, Entry, ReportEntry, TellEntry, Told
-from pandaflow.hpo.space import (
-    AnySpace,
-    FunctionSpace,
-    Point,
-    RandomSuggester,
-    Space,
-    choice,
-    fixed,
-    integer,
-    log,
-    ordinal,
-    real,
-)
+from pandaflow.hpo.space import AnySpace, FunctionSpace, Point, RandomSuggester, Space
 
 pytest.importorskip("nevergrad")
 

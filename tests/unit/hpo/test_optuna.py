@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pandaflow.core.errors import WorkflowError
+from pandaflow.hpo.dimensions import Int, choice, fixed, integer, log, ordinal, real
 from pandaflow.hpo.optimizers.optuna import OptunaSpec, optuna
 from pandaflow.hpo.optimizers.optuna_pruners import pruned_by
 from pandaflow.hpo.port import (
@@ -24,20 +25,7 @@ from pandaflow.hpo.port import (
     TellEntry,
     Told,
 )
-from pandaflow.hpo.space import (
-    AnySpace,
-    FunctionSpace,
-    Int,
-    Point,
-    RandomSuggester,
-    Space,
-    choice,
-    fixed,
-    integer,
-    log,
-    ordinal,
-    real,
-)
+from pandaflow.hpo.space import AnySpace, FunctionSpace, Point, RandomSuggester, Space
 
 library = pytest.importorskip("optuna")
 

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pandaflow.core.errors import DataError, WorkflowError
+from pandaflow.hpo.dimensions import choice, fixed, integer, log, ordinal, real
 from pandaflow.hpo.phpo import from_phpo, space_from_phpo, space_to_phpo
 from pandaflow.hpo.port import Brief, Told
-from pandaflow.hpo.space import Space, choice, fixed, integer, log, ordinal, real
+from pandaflow.hpo.space import Space
 
 SPACE = {
     "auto_lr": {"method": "categorical", "dimension": {"categories": [True, False]}},

@@ -12,23 +12,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pandaflow.core.errors import WorkflowError
-from pandaflow.hpo.space import (
+from pandaflow.hpo.dimensions import (
     Choice,
-    Draw,
     Fixed,
     Float,
-    FunctionSpace,
     Int,
-    RandomSuggester,
-    Space,
-    StoredSuggester,
     choice,
     fixed,
     integer,
     log,
     ordinal,
-    parse_space,
     real,
+)
+from pandaflow.hpo.space import (
+    Draw,
+    FunctionSpace,
+    RandomSuggester,
+    Space,
+    StoredSuggester,
+    parse_space,
 )
 
 numbers = st.floats(-1e9, 1e9)
@@ -275,7 +277,7 @@ DECLARED = "Space(a=real(0, 1), k=choice({'x': {'n': integer(1, 3)}, 'y': {}}), 
 
 def test_a_digest_is_the_same_in_another_process() -> None:
     code = (
-        "from pandaflow.hpo.space import *; from pandaflow.hpo.space import Space, choice\n"
+        "from pandaflow.hpo.dimensions import *; from pandaflow.hpo.space import Space\n"
         f"print({DECLARED}.digest)"
     )
     done = subprocess.run(
