@@ -7,6 +7,7 @@ these end in the same random order.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
@@ -164,23 +165,22 @@ def crashes(search: Search) -> list[int]:
 
 def through_crashes(search: Search, store: str) -> Trials:
     """Search with our driver, whose process is killed three times."""
+    # Not a plain fork: this process may have threads, whose locks a copy would keep for ever.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["optuna", "pandaflow.hpo.driver", "benchmarks.searches"])
     for told in crashes(search):
-        child = os.fork()
-        if not child:
-            _drive_and_die(search, store, told)
-        _, status = os.waitpid(child, 0)
-        if os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
-            raise RuntimeError(f"the driver of {search} ended before it was killed: {status}")
+        child = context.Process(target=_drive_and_die, args=(search, store, told))
+        child.start()
+        child.join()
+        if child.exitcode != -signal.SIGKILL:
+            raise RuntimeError(f"the driver of {search} was to be killed, but: {child.exitcode}")
     return through_pandaflow(search, store)
 
 
 def _drive_and_die(search: Search, store: str, told: int) -> None:
     """Search until the process is killed; nothing is closed or given back."""
-    try:
-        drive(search, open_study(search, store), told)
-        os.kill(os.getpid(), signal.SIGKILL)
-    finally:
-        os._exit(1)
+    drive(search, open_study(search, store), told)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 # --- libraries alone --------------------------------------------------------------------

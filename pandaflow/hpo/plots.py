@@ -20,7 +20,7 @@ from pandaflow.hpo.watching import best_text, params_text, value_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from pandaflow.hpo.study import Study
+    from pandaflow.hpo.looking import Looking
 
 
 # --- Optuna's plots ---------------------------------------------------------------------
@@ -52,7 +52,7 @@ KINDS: tuple[str, ...] = tuple(_KINDS)
 _LEGEND = 12
 
 
-def plot(study: Study, kind: str, *, objective: int = 0, **options: Any) -> Figure:
+def plot(study: Looking, kind: str, *, objective: int = 0, **options: Any) -> Figure:
     """Draw a study with Optuna's plots for matplotlib.
 
     Parameters
@@ -88,7 +88,7 @@ def plot(study: Study, kind: str, *, objective: int = 0, **options: Any) -> Figu
     return figure
 
 
-def _check(study: Study, kind: str, objective: int) -> None:
+def _check(study: Looking, kind: str, objective: int) -> None:
     book, several = study.book, len(study.directions)
     complete, least = book.counts["complete"], _KINDS[kind].least
     what = f"{kind} of study {study.name!r}"
@@ -124,7 +124,7 @@ def _quiet(kind: str) -> Iterator[Any]:
         yield pyplot
 
 
-def _drawn(study: Study, kind: str, options: Mapping[str, Any]) -> Any:
+def _drawn(study: Looking, kind: str, options: Mapping[str, Any]) -> Any:
     from optuna.visualization import matplotlib as optunas
 
     shown = study.to_optuna()
@@ -206,7 +206,7 @@ _FEW = 2000
 _AS_JOBS = {"complete": "finished", "failed": "failed", "pruned": "closed", "running": "running"}
 
 
-def study_html(study: Study, n_trials: int | None = None, speed: str = "") -> str:
+def study_html(study: Looking, n_trials: int | None = None, speed: str = "") -> str:
     """Return a study as HTML: how it stands, its history or Pareto front, and the best trials.
 
     Parameters
@@ -232,7 +232,7 @@ def study_html(study: Study, n_trials: int | None = None, speed: str = "") -> st
     )
 
 
-def _headline(study: Study, book: Book, n_trials: int | None, speed: str) -> str:
+def _headline(study: Looking, book: Book, n_trials: int | None, speed: str) -> str:
     counts = ", ".join(f"{n:,} {state}" for state, n in book.counts.items() if n)
     wanted = f" of {n_trials:,}" if n_trials else ""
     text = f"{book.told:,}{wanted} trials" + (f": {counts}" if counts else "")
@@ -246,7 +246,7 @@ def _headline(study: Study, book: Book, n_trials: int | None, speed: str) -> str
     )
 
 
-def _best(study: Study, book: Book) -> str:
+def _best(study: Looking, book: Book) -> str:
     if book.best is None:
         return ""
     params = params_text(study.params_of(book.best)) if len(book.directions) == 1 else ""
@@ -254,7 +254,7 @@ def _best(study: Study, book: Book) -> str:
     return f"<div><b>{escape(best_text(book.summary()))}</b>{code}</div>"
 
 
-def _table(study: Study, book: Book) -> str:
+def _table(study: Looking, book: Book) -> str:
     best = book.top()
     if not best:
         return ""
@@ -354,7 +354,7 @@ def value_axis(values: Sequence[float], direction: str, start: float, stop: floa
     return Axis(low - room, high + room, start, stop, log)
 
 
-def study_svg(study: Study) -> str:
+def study_svg(study: Looking) -> str:
     """Return a study's history as SVG; of several objectives the first two and their front.
 
     Empty as long as no trial is complete.

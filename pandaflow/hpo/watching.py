@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
     from pandaflow.client import Run
+    from pandaflow.hpo.looking import Looking
     from pandaflow.hpo.study import Study
 
 #: Seconds between refreshes at least; slow ones get rarer by themselves.
@@ -26,7 +27,7 @@ _EVERY_S = 0.5
 _GLANCE_S = 0.25
 
 
-def study_line(study: Study) -> str:
+def study_line(study: Looking) -> str:
     """Write a study as one line: name, state, trials, the best."""
     return summary_line(study.name, study.status, study.book.summary())
 

@@ -170,6 +170,8 @@ def test_as_cells_of_a_notebook(page: str, folder: Path) -> None:
     assert_printed(session, execute(v4.new_notebook(cells=cells), folder))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)  # a safety net: one of them trains a hundred networks
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook(path: Path, folder: Path) -> None:
