@@ -177,7 +177,7 @@ def bbob(function: int, dimension: int, instance: int) -> Problem:
 
 @cache
 def _suite() -> Any:
-    import cocoex
+    import cocoex  # type: ignore[import-untyped]
 
     return cocoex.Suite("bbob", "", "dimensions: 2,5,10 instance_indices: 1-15")
 
@@ -251,8 +251,9 @@ def curve(point: Mapping[str, Any], step: int) -> float:
     A fast learner (speed 1) begins at a low loss and ends 0.3 higher than a slow one; the best
     (q = 0.3, speed 0) looks worst in the beginning. An eager pruner throws it away.
     """
-    slow = 1 - point["speed"]
-    return 4 * (point["q"] - 0.3) ** 2 + 0.3 * point["speed"] + 2 * slow / step
+    slow: float = 1 - point["speed"]
+    end: float = 4 * (point["q"] - 0.3) ** 2 + 0.3 * point["speed"]
+    return end + 2 * slow / step
 
 
 #: The lowest loss after all steps: at q = 0.3 with speed 0.

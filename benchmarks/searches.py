@@ -117,7 +117,7 @@ def optimizer_of(name: str, seed: int) -> Any:
         return hpo.optuna(which, seed=seed)
     if library == "nevergrad":
         return hpo.nevergrad(which, seed=seed)
-    designs = {"random": hpo.random, "sobol": hpo.sobol}
+    designs: dict[str, Callable[..., Any]] = {"random": hpo.random, "sobol": hpo.sobol}
     return designs[which](seed=seed)
 
 
@@ -193,7 +193,7 @@ def through_optuna(search: Search) -> Trials:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     problem = problem_of(search.problem)
     plain = optuna.create_study(
-        directions=problem.directions,
+        directions=["minimize" for _ in problem.directions],
         sampler=_plain_sampler(search.optimizer.partition("/")[2], seed_of(search)),
     )
 

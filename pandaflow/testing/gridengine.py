@@ -324,7 +324,7 @@ class GridEngine:
             "max_unheard": "00:01:00",
             "reschedule_unknown": "00:00:05",
             "reporting_params": "accounting=true reporting=false flush_time=00:00:01 "
-            "joblog=false sharelog=00:00:00",
+            "joblog=false sharelog=00:00:00 accounting_flush_time=00:00:00",
             "gid_range": f"{groups}-{groups + 63}",
         }
         debian = (_SHARED / "default-configuration").read_text()

@@ -229,12 +229,14 @@ class Slurm:
         """Make a used cluster as new, but for its history: daemons run, nodes are up and free."""
         if not self._running.alive("slurmctld"):
             self.restart_controller()
+        states = self._node_states()
         for node in self.nodes:
-            if not self._running.alive(node):
+            # A new controller looks for its nodes after some seconds; they report at their start.
+            if not self._running.alive(node) or states[node].startswith("unknown"):
                 self.restart_slurmd(node)
         self.cancel_all()
         for node, state in self._node_states().items():
-            if state.startswith(("down", "drain")) and not state.endswith("*"):
+            if state.startswith(("down", "drain")):
                 self.resume(node)
         self.wait_idle()
 

@@ -46,9 +46,7 @@ class TestLSF(BackendTests):
         Said(stdout="Job <102> is submitted to default queue <normal>.\n", id="102"),
     )
     refused = (
-        Said(
-            stderr="nosuch: No such queue. Job not submitted.\n", code=255, words="No such queue"
-        ),
+        Said(stderr="nosuch: No such queue. Job not submitted.\n", code=255, words="No such queue"),
     )
     silent = (
         Said(stderr="Failed in an LSF library call: LIM is down; try later\n", code=255),

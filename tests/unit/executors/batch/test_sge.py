@@ -131,9 +131,7 @@ class TestSGE(BackendTests):
         Said(stdout='alice has deleted job 26\ndenied: job "99999" does not exist\n', code=1),
         Said(stdout="job 29 is already in deletion\n"),
     )
-    not_cancelled = (
-        Said(stdout='denied: job "9": you have no permission to delete it\n', code=1),
-    )
+    not_cancelled = (Said(stdout='denied: job "9": you have no permission to delete it\n', code=1),)
     queue_lists = (
         Said(
             stdout="qname                 main.q\nhostlist              node.example n2\n"

@@ -12,6 +12,7 @@ import pytest
 
 from pandaflow.core.errors import SiteError
 from pandaflow.executors.batch.model import BatchRequest
+from pandaflow.executors.batch.script import batch_script
 from pandaflow.executors.batch.slurm import Slurm
 from pandaflow.testing.batch import BackendTests, Said
 
@@ -228,7 +229,7 @@ def test_sbatch_itself_understands_the_directives(tmp_path: Path) -> None:
         "PartitionName=main Nodes=n1\nPlugStackConfig=/dev/null\n"
     )
     request = BatchRequest(
-        name="it's \"a\" name",
+        name='it\'s "a" name',
         queue="main",
         walltime=60,
         memory=2**30,
@@ -236,9 +237,7 @@ def test_sbatch_itself_understands_the_directives(tmp_path: Path) -> None:
         workdir=str(tmp_path),
         warn=("USR1", 10),
     )
-    words = [w for line in Slurm().directives(request) for w in [line]]
-    script = "\n".join(["#!/bin/bash", *(f"#SBATCH {word}" for word in words), "true\n"])
-    (tmp_path / "job.sh").write_text(script)
+    (tmp_path / "job.sh").write_text(batch_script(Slurm(), request, "true"))
     run = subprocess.run(
         ["sbatch", "-vv", "--parsable", "job.sh"],
         cwd=tmp_path,
@@ -250,4 +249,4 @@ def test_sbatch_itself_understands_the_directives(tmp_path: Path) -> None:
     assert run.returncode
     if "job-name" not in run.stderr:
         pytest.skip(f"this sbatch does not get far without a controller: {run.stderr[:200]}")
-    assert "it's \"a\" name" in run.stderr
+    assert 'it\'s "a" name' in run.stderr
