@@ -149,6 +149,10 @@ class Workflow:
             for gate, _ in task.guards:
                 graph.add_edge(names[gate], task.name)
         self._add_loops(graph, names)
+        for steerer in self._spec.steerers:
+            graph.add_edges_from(
+                edge for edge in steerer.edges if all(name in graph for name in edge)
+            )
         frozen: networkx.DiGraph[str] = networkx.freeze(graph)
         return frozen
 

@@ -514,11 +514,15 @@ class SteererSpec:
         Its ``steer(run, spec)`` is called each time somebody begins to drive the run.
     blob : str
         Name of what it was set up with, in the run's results.
+    edges : tuple of (str, str)
+        Tasks whose results it hands on, and the streams that it feeds with them, by name; for
+        pictures.
     """
 
     name: str
     module: str
     blob: str
+    edges: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -140,7 +140,7 @@ class DaskSession:
         wanted = [self._keys[assignment.emit.bundle] for assignment in assignments]
         fresh = [key for key, _ in self._payloads.values() if key in dependencies]
         futures = self._client.get(
-            _graph(layers, dependencies), [*wanted, *fresh], sync=False, fifo_timeout="1 day"
+            _graph(layers, dependencies), [*wanted, *fresh], sync=False, fifo_timeout=0
         )
         for assignment, future in zip(assignments, futures, strict=False):
             bundle = assignment.emit.bundle

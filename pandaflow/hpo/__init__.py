@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from pandaflow.hpo.book import TrialRecord as TrialRecord
     from pandaflow.hpo.dimensions import choice as choice
     from pandaflow.hpo.dimensions import fixed as fixed
-    from pandaflow.hpo.dimensions import integer as int
+    from pandaflow.hpo.dimensions import integer as integer
     from pandaflow.hpo.dimensions import log as log
     from pandaflow.hpo.dimensions import ordinal as ordinal
-    from pandaflow.hpo.dimensions import real as float
+    from pandaflow.hpo.dimensions import real as real
     from pandaflow.hpo.errors import StudyFailed as StudyFailed
     from pandaflow.hpo.filejob import Command as Command
     from pandaflow.hpo.objective import Result as Result
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from pandaflow.hpo.study import Study as Study
     from pandaflow.hpo.study import load as load
     from pandaflow.hpo.study import studies as studies
+
+    int, float = integer, real
 
 _HOME = {
     "active": "active_learning",

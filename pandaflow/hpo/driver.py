@@ -381,7 +381,7 @@ class StudyDriver:
         return [*out, *self.work(commands or self.engine.settled(self.elapsed))]
 
     def _ready(self, inexact: str) -> None:
-        if inexact and self.book.trials:
+        if inexact and self.book.asked:
             self.inexact = inexact
             self.note(f"resumed, not exactly: {inexact}")
 

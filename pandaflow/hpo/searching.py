@@ -57,7 +57,7 @@ class SearchPlan:
     resources: Resources | None = None
 
     def stream(self, which: str) -> str:
-        """Return the name of one of its streams: points, trials or best."""
+        """Return the name of one of its streams: points, trials or result."""
         return f"{self.label}/{which}"
 
 
@@ -285,10 +285,15 @@ def place(
     made = as_objective(objective)
     label = trace.unique(name or made.name)
     _check_arguments(made, plan.space, fixed)
-    points, trials, best = (Stream(f"{label}/{which}") for which in ("points", "trials", "best"))
+    points, trials, best = (Stream(f"{label}/{which}") for which in ("points", "trials", "result"))
     for stream in (points, trials, best):
         trace.adopt(stream)
     options = {} if callable(resources) else dict(resources or {})
+    if isinstance(made, WorkflowFunction) and plan.pruner is not None and plan.terms.repeats == 1:
+        raise WorkflowError(
+            f"objective {made.name!r} is a workflow, whose tasks report no intermediate values: "
+            "leave pruner= out (with repeats= it decides after each repeat)"
+        )
     number = None
     grows = isinstance(made, WorkflowFunction) or callable(resources)
     if isinstance(made, Task) and not grows:
@@ -302,7 +307,14 @@ def place(
         resources=resources if grows else None,
     )
     blob = trace.blob(f"search-{label}", cloudpickle.dumps(search))
-    trace.steerers.append(SteererSpec(name=label, module="pandaflow.hpo.steering", blob=blob))
+    trace.steerers.append(
+        SteererSpec(
+            name=label,
+            module="pandaflow.hpo.steering",
+            blob=blob,
+            edges=tuple((f"{label}/trial", search.stream(which)) for which in ("trials", "result")),
+        )
+    )
     found = _reader(trace, _first, best, f"{label}/best")
     return Search(found, _reader(trace, _params, best, f"{label}/best-params"), trials)
 

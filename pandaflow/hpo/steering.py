@@ -76,7 +76,7 @@ class Steering:
         self._over = threading.Event()
         self._evaluations: Evaluations = evaluations(run, plan, self._driver.book)
         self._trials_stream = _open_stream(run, plan.stream("trials"))
-        self._best_stream = _open_stream(run, plan.stream("best"))
+        self._best_stream = _open_stream(run, plan.stream("result"))
         self._trials_read = _is_read(run, plan.stream("trials"))
         self._warned = False
         run._watchers.append(self._saw)

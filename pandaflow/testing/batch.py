@@ -298,7 +298,7 @@ class BackendTests:
     def test_a_line_break_cannot_smuggle_in_a_directive(self) -> None:
         for name in ("name", "queue", "account", "stdout", "workdir"):
             with pytest.raises(WorkflowError, match=name):
-                replace(_FULL, **{name: "a\nb"})
+                replace(_FULL, **_with(name, "a\nb"))
 
     # --- commands -------------------------------------------------------------------------------
 
@@ -328,3 +328,7 @@ class BackendTests:
     def test_the_script_is_named_with_its_blanks(self) -> None:
         command = self.backend.submit("/tmp/my job.sh", _FULL)
         assert any(word.startswith("/tmp/my job.sh") for word in command)
+
+
+def _with(name: str, value: object) -> dict[str, Any]:
+    return {name: value}

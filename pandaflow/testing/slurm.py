@@ -29,6 +29,7 @@ from pandaflow.testing.daemons import (
 )
 
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue")
+_ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb", "mariadb-install-db")
 _CONTROLLERS = ("memory", "freezer", "cpuacct", "cpuset")
 
 _CONFIGURATION = """\
@@ -68,7 +69,6 @@ MaxJobCount=20000
 JobRequeue=1
 JobCompType=jobcomp/filetxt
 JobCompLoc={folder}/log/jobcomp.txt
-AccountingStorageType=accounting_storage/none
 PlugStackConfig={folder}/plugstack.conf
 """
 _NODE = (
@@ -86,6 +86,27 @@ CgroupPlugin=cgroup/v1
 CgroupMountpoint=/sys/fs/cgroup
 CgroupAutomount=no
 ConstrainRAMSpace=yes
+"""
+_NO_ACCOUNTING = "AccountingStorageType=accounting_storage/none\n"
+_ACCOUNTING = """\
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={port}
+AccountingStoragePass={folder}/run/munge.s
+"""
+_DATABASE_DAEMON = """\
+AuthType=auth/munge
+AuthInfo=socket={folder}/run/munge.s
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={port}
+SlurmUser=root
+LogFile={folder}/log/slurmdbd.log
+PidFile={folder}/run/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm_acct_db
 """
 
 
@@ -109,6 +130,8 @@ class Slurm:
     cgroups
         Whether jobs are held by control groups (version 1), as on most sites: then a job that
         takes too much memory ends as ``OUT_OF_MEMORY``. None: if they can be used.
+    accounting
+        Whether to keep a database of jobs, so that ``sacct`` works; it lags some seconds.
     extra
         More lines for ``slurm.conf``.
 
@@ -136,11 +159,13 @@ class Slurm:
         cpus: int = 4,
         memory: int = 4000,
         cgroups: bool | None = None,
+        accounting: bool = False,
         extra: str = "",
     ) -> None:
         if not 1 <= nodes <= 60:
             raise ValueError(f"1 to 60 nodes, not {nodes}")
-        self._search = find_programs()
+        find_programs(accounting=accounting)
+        self.accounting = accounting
         self.cgroups = cgroups_usable() if cgroups is None else cgroups
         self._size = (nodes, cpus, memory)
         self._extra = extra
@@ -297,7 +322,7 @@ class Slurm:
 
     def _start(self) -> None:
         count, cpus, memory = self._size
-        claim = claim_ports(count + 2)
+        claim = claim_ports(count + 3)
         port = claim.getsockname()[1]
         # Slurm names control groups after the node only: two clusters must not share a name.
         self.nodes = tuple(f"p{port}n{index}" for index in range(1, count + 1))
@@ -308,6 +333,8 @@ class Slurm:
         self.env["SLURM_CONF"] = str(self.folder / "slurm.conf")
         self._configure(port, cpus, memory)
         self._start_munge()
+        if self.accounting:
+            self._start_accounting(port + count + 2)
         self._running.start("slurmctld", ["slurmctld", "-D", "-c"], self.env)
         self._wait_controller()
         for node in self.nodes:
@@ -328,6 +355,8 @@ class Slurm:
             text += "JobAcctGatherParams=OverMemoryKill\n"
         for number, name in enumerate(self.nodes, port + 2):
             text += _NODE.format(name=name, host=host, port=number, cpus=cpus, memory=memory)
+        kept = _ACCOUNTING if self.accounting else _NO_ACCOUNTING
+        text += kept.format(port=port + len(self.nodes) + 2, folder=self.folder)
         text += _PARTITIONS.format(nodes=",".join(self.nodes), first=self.nodes[0])
         groups = _CGROUP_CONFIGURATION if self.cgroups else ""
         (self.folder / "cgroup.conf").write_text(groups)
@@ -342,6 +371,32 @@ class Slurm:
         self._running.start("munged", argv, self.env)
         path = at / "run" / "munge.s"
         wait_until(path.exists, lambda: f"munged to start\n{self._logs()}")
+
+    def _start_accounting(self, port: int) -> None:
+        at = self.folder
+        name = f"{at}/run/database.s"
+        make = ["mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={at}/database"]
+        self.run([*make, "--auth-root-authentication-method=normal", "--skip-test-db"])
+        options = ["--user=root", f"--datadir={at}/database", f"--socket={name}"]
+        options += ["--skip-networking", f"--pid-file={at}/run/database.pid"]
+        # The values that slurmdbd asks for at least, but for the pool, which is small here.
+        options += ["--innodb-buffer-pool-size=64M", "--innodb-lock-wait-timeout=900"]
+        self._running.start("mariadbd", ["mariadbd", "--no-defaults", *options], self.env)
+        create = ["mariadb", "--no-defaults", f"--socket={name}", "--user=root"]
+        create += ["--execute=create database if not exists slurm_acct_db"]
+        wait_until(
+            lambda: self.run(create, check=False).returncode == 0,
+            lambda: f"the database to start\n{self._logs()}",
+        )
+        self._start_slurmdbd(port, name)
+
+    def _start_slurmdbd(self, port: int, database: str) -> None:
+        file = self.folder / "slurmdbd.conf"
+        file.write_text(_DATABASE_DAEMON.format(folder=self.folder, port=port))
+        file.chmod(0o600)
+        env = self.env | {"MYSQL_UNIX_PORT": database}
+        self._running.start("slurmdbd", ["slurmdbd", "-D"], env)
+        wait_until(lambda: listens(port), lambda: f"slurmdbd to start\n{self._logs()}")
 
     def _start_slurmd(self, node: str) -> None:
         self._running.start(node, ["slurmd", "-D", "-N", node], self.env)
@@ -369,24 +424,24 @@ class Slurm:
         return "\n".join(ends)
 
 
-def find_programs() -> str:
-    """Return the search path on which Slurm's programs are.
+def find_programs(*, accounting: bool = False) -> None:
+    """Check that Slurm's programs are here, and that we may start them.
 
     Raises
     ------
     SlurmMissing
         With the way to install them; or when we are not root, as the daemons have to be.
     """
-    search = system_path()
-    missing = [name for name in _PROGRAMS if shutil.which(name, path=search) is None]
+    programs = [*_PROGRAMS, *(_ACCOUNTING_PROGRAMS if accounting else ())]
+    missing = [name for name in programs if shutil.which(name, path=system_path()) is None]
     if missing:
+        more = " slurmdbd slurm-wlm-mysql-plugin mariadb-server" if accounting else ""
         raise SlurmMissing(
             f"no {', '.join(missing)} (Debian: apt-get install slurmctld slurmd slurm-client"
-            " slurm-wlm-basic-plugins munge)"
+            f" slurm-wlm-basic-plugins munge{more})"
         )
     if os.geteuid() != 0:
         raise SlurmMissing("a private Slurm needs root")
-    return search
 
 
 def cgroups_usable() -> bool:

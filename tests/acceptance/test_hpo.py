@@ -699,3 +699,55 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+# --- what users of the documentation found ----------------------------------------------
+
+
+def test_a_workflow_with_a_search_can_be_drawn() -> None:
+    @pf.task
+    def report(best: Any) -> Any:
+        return best["params"]
+
+    @pf.task
+    def each(trial: Any) -> Any:
+        return trial["number"]
+
+    @pf.workflow
+    def tuned() -> Any:
+        found = hpo.search(square, SPACE, name="fit", n_trials=4, optimizer=hpo.random(seed=1))
+        return report(found.best), each(found.trials)
+
+    workflow = tuned()
+    assert {
+        ("fit/points", "fit/trial"),
+        ("fit/trial", "fit/trials"),
+        ("fit/trials", "each"),
+    } <= set(workflow.graph.edges)
+    assert "fit/trial" in workflow.svg()._repr_svg_()
+
+
+def test_waiting_trials_go_first_come_first_served(store: str) -> None:
+    executor = pf.executors.Local(workers=2, processes=False)
+    study = made(store)
+    ran(study, nap, executor, n_trials=40, parallel=8, ahead=0)
+    executor.close()
+    started = [trial.number for trial in sorted(study.trials, key=lambda trial: trial.began)]
+    assert max(abs(place - number) for place, number in enumerate(started)) <= 10
+
+
+def test_a_warm_start_is_no_resume(threads: Any, store: str) -> None:
+    pytest.importorskip("optuna")
+    study = made(store, optimizer=hpo.optuna("tpe", seed=1), space=SPACE)
+    assert study.warm_start([({"x": 0.25}, 0.0625)]) == 1
+    ran(study, square, threads, n_trials=3)
+    assert study.notes == [] and len(study) == 4
+
+
+def test_a_workflow_is_not_pruned(store: str) -> None:
+    @pf.workflow
+    def objective(x: float) -> Any:
+        return pf.task(square)(x)
+
+    with pytest.raises(WorkflowError, match="report no intermediate values"):
+        made(store, pruner="median").optimize(objective, SPACE, n_trials=3)

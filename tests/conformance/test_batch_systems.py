@@ -52,6 +52,7 @@ def kill_owner(script: str, marker: str) -> dict:
     return told
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="adopting orphans is Linux's")
 class TestDaemons:
     @pytest.fixture
     def daemons(self) -> Iterator[Daemons]:
@@ -107,11 +108,19 @@ class Waiting:
     broken: str
 
 
+def accounted() -> Slurm:
+    """Four nodes; with a database of jobs where its programs are installed."""
+    try:
+        return Slurm(accounting=True)
+    except SlurmMissing:
+        return Slurm()
+
+
 @pytest.fixture(scope="module")
 def waiting() -> Iterator[Waiting]:
     """Faults whose effects show while other tests run: after up to 30 s, 15 s and 7 s."""
     try:
-        cluster = Slurm(nodes=4)
+        cluster = accounted()
     except SlurmMissing as error:
         pytest.skip(str(error))
     with cluster:
@@ -226,6 +235,11 @@ class TestSlurm:
         slurm.kill_controller()
         slurm.reset()
         assert slurm.run(["squeue", "-h"]).stdout == ""
+
+    def test_it_needs_root(self, slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("os.geteuid", lambda: 1000)
+        with pytest.raises(SlurmMissing, match="root"):
+            Slurm()
 
     def test_nothing_stays_when_the_owner_is_killed(self, slurm: Slurm) -> None:
         marker = secrets.token_hex(8)
@@ -353,6 +367,13 @@ class TestGridEngine:
         with pytest.raises(GridEngineMissing, match=r"sge_qmaster.*apt-get install"):
             GridEngine()
 
+    def test_it_needs_root(
+        self, gridengine_session: GridEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("os.geteuid", lambda: 1000)
+        with pytest.raises(GridEngineMissing, match="root"):
+            GridEngine()
+
     def test_changed_replaces_joins_and_adds(self) -> None:
         text = "slots 1\nparams one \\\n  two\n"
         assert changed(text, {"slots": "8", "rerun": "TRUE"}).splitlines() == [
@@ -379,3 +400,10 @@ class TestSlowFaults:
     @pytest.mark.slow
     def test_a_time_limit_that_ends(self, waiting: Waiting) -> None:
         assert waiting.cluster.wait_state(waiting.limited, "TIMEOUT")
+
+    @pytest.mark.slow
+    def test_accounting_remembers(self, waiting: Waiting) -> None:
+        if not waiting.cluster.accounting:
+            pytest.skip("no slurmdbd or no mariadb")
+        ask = ["sacct", "-n", "-X", "-P", "-o", "State", "-j", waiting.limited]
+        wait_until(lambda: waiting.cluster.run(ask).stdout == "TIMEOUT\n", "sacct to say TIMEOUT")

@@ -147,14 +147,14 @@ def not_understood(system: str, text: str) -> SiteError:
 
 
 def some(found: Any, stdout: str, system: str) -> Any:
-    """Return ``found`` unless it is empty though there were lines.
+    """Return ``found`` unless it is empty though there were lines, or the last line was cut.
 
     Raises
     ------
     SiteError
-        Transient, when nothing of a text was understood.
+        Transient, when nothing of a text was understood, or not all of it arrived.
     """
-    if not found and stdout.strip():
+    if stdout.strip() and not (found and stdout.endswith("\n")):
         raise not_understood(system, stdout)
     return found
 

@@ -1,7 +1,7 @@
 """IBM Spectrum LSF 10.1: ``bsub``, ``bjobs``, ``bkill``, ``bqueues``.
 
-Written after the manual; no LSF was at hand. Walltime and warning count in minutes, memory in a
-unit that the site sets (``LSF_UNIT_FOR_LIMITS``, KB unless it does). Ended jobs are shown by
+Written after the manual; no LSF was at hand. Walltime counts in minutes, memory in a unit that
+the site sets (``LSF_UNIT_FOR_LIMITS``, KB unless it does). Ended jobs are shown by
 ``bjobs -a`` for ``CLEAN_PERIOD`` seconds (an hour unless the site says otherwise). Elements of
 arrays count from 1, and a job that is no array shows element 0.
 """
@@ -32,6 +32,7 @@ from pandaflow.executors.batch.model import (
     JobRef,
     Queue,
     State,
+    plain_name,
 )
 
 _UNITS: Mapping[str, int] = {"KB": 2**10, "MB": 2**20, "GB": 2**30}
@@ -136,8 +137,6 @@ class LSF:
             ("-o", self.log(request.stdout, request) if request.stdout else None),
             ("-e", self.log(request.stderr, request) if request.stderr else None),
             ("-cwd", request.workdir),
-            ("-wa", request.warn[0] if request.warn else None),
-            ("-wt", _minutes(request.warn[1]) if request.warn else None),
         ]
         written = [f"{key} {shlex.quote(str(value))}" for key, value in lines if value is not None]
         return [*written, "-r" if request.requeue else "-rn", *request.extra]
@@ -150,8 +149,8 @@ class LSF:
         return template.replace("{id}", "%J").replace("{index}", index)
 
     def warns(self, request: BatchRequest) -> bool:
-        """LSF signals the job itself."""
-        return True
+        """``-wa`` would signal the payload's processes too, and counts in minutes."""
+        return False
 
     def submit(self, script_path: str, request: BatchRequest) -> list[str]:
         """Return ``bsub`` in a shell: it reads directives from its standard input only."""
@@ -212,10 +211,11 @@ class LSF:
 
 
 def _name(request: BatchRequest) -> str:
+    name = plain_name(request.name)
     if request.array is None:
-        return request.name
+        return name
     throttle = f"%{request.max_running}" if request.max_running else ""
-    return f"{request.name}[1-{request.array}]{throttle}"
+    return f"{name}[1-{request.array}]{throttle}"
 
 
 def _minutes(seconds: float | None) -> int | None:

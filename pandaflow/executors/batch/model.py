@@ -154,6 +154,15 @@ def _warning(name: str, seconds: float, walltime: float | None) -> None:
         raise WorkflowError(f"warn: {seconds!r} s before the end needs a longer walltime")
 
 
+def plain_name(name: str, most: int = 200) -> str:
+    """Return a name that every system takes: letters, digits, ``_``, ``.``, ``-``; a letter first.
+
+    Names of batch jobs are for people; jobs are found by their ids.
+    """
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "_.-") else "_" for c in name)
+    return (plain if plain[0].isalpha() else f"j{plain}")[:most]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchStatus:
     """A job, or an element of an array, as its batch system sees it.

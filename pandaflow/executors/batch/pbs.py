@@ -35,6 +35,7 @@ from pandaflow.executors.batch.model import (
     JobRef,
     Queue,
     State,
+    plain_name,
 )
 
 _MIB = 2**20
@@ -109,7 +110,7 @@ class PBS:
     def directives(self, request: BatchRequest) -> list[str]:
         """Return the options of ``qsub``: walltime in ``hh:mm:ss``, memory in MiB."""
         lines = [
-            ("-N", request.name),
+            ("-N", plain_name(request.name, 15 if self.dialect == "torque" else 200)),
             ("-S", "/bin/bash"),
             ("-q", request.queue),
             ("-A", request.account),

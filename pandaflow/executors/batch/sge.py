@@ -35,6 +35,7 @@ from pandaflow.executors.batch.model import (
     JobRef,
     Queue,
     State,
+    plain_name,
 )
 
 _REFUSALS = Refusals(
@@ -42,7 +43,9 @@ _REFUSALS = Refusals(
     silent=r"unable to send message to qmaster|got select error|got send error|commlib error"
     r"|unable to contact qmaster|connection refused|can't connect to service",
     gone=r"does not exist|job id \S+ not found|is already in deletion|no jobs? running since"
-    r"|has (?:registered the job|deleted job)",
+    r"|has (?:registered the job|deleted job)"
+    # Until the first job has ended there is no file to read.
+    r"|accounting: no such file",
     remedies=(
         (r"unknown queue", "see `qconf -sql` for the queues"),
         (r"parallel environment", "see `qconf -spl`, and give SGE(parallel=...)"),
@@ -103,7 +106,7 @@ class SGE:
             More than one node without ``spread``.
         """
         lines = [
-            ("-N", request.name),
+            ("-N", plain_name(request.name)),
             # The queue's own shell runs the script unless one is named.
             ("-S", "/bin/bash"),
             ("-q", request.queue),
@@ -134,8 +137,6 @@ class SGE:
     def _limits(self, request: BatchRequest) -> Iterator[str]:
         if request.walltime is not None:
             yield f"h_rt={ceiling(request.walltime, 1)}"
-            if self.warns(request) and request.warn is not None:
-                yield f"s_rt={max(1, ceiling(request.walltime, 1) - ceiling(request.warn[1], 1))}"
         if request.memory is not None:
             yield f"{self.memory}={ceiling(request.memory, request.slots)}"
         if request.gpus:
@@ -149,8 +150,8 @@ class SGE:
         return template.replace("{id}", "$JOB_ID").replace("{index}", index)
 
     def warns(self, request: BatchRequest) -> bool:
-        """The soft limit sends ``USR1`` and nothing else."""
-        return request.warn is not None and request.warn[0] == "USR1"
+        """A soft limit would signal the payload's processes too, which it kills."""
+        return False
 
     def submit(self, script_path: str, request: BatchRequest) -> list[str]:
         """Return ``qsub -terse SCRIPT``."""
@@ -200,7 +201,8 @@ class SGE:
                 requeues[status.ref] = requeues.get(status.ref, 0) + 1
             elif status is not None:
                 found[status.ref] = status
-        some(understood, stdout, "qacct")
+        if not re.search(_REFUSALS.gone, stdout, re.I):
+            some(understood, stdout, "qacct")
         return {ref: replace(s, requeues=requeues.get(ref, 0)) for ref, s in found.items()}
 
     def cancel(self, refs: Sequence[JobRef]) -> list[str]:

@@ -103,7 +103,12 @@ class NevergradSpec:
             raise WorkflowError("hpo.nevergrad: no parameter of the space varies")
         name = self.name or default_name(dimensions)
         alone = sum(map(varies, dimensions.values())) == 1
-        if name in GOOD and not self.options and not (alone and "CMA" in name):
+        if alone and "CMA" in name and importlib.util.find_spec("fcmaes") is None:
+            raise WorkflowError(
+                f"hpo.nevergrad({name!r}) needs two parameters that vary, and the space has one: "
+                "use hpo.nevergrad('OnePlusOne')"
+            )
+        if name in GOOD and not self.options:
             return
         _refuse_metamodels(name)
         make_factory(name, self.options)

@@ -16,6 +16,7 @@ from pandaflow.executors.batch.model import (
     Describing,
     State,
     failure,
+    plain_name,
 )
 from pandaflow.executors.batch.pbs import PBS
 from pandaflow.executors.batch.sge import SGE
@@ -79,6 +80,17 @@ def test_failures(
 @pytest.mark.parametrize("state", ["pending", "held", "running", "completing", "done"])
 def test_what_did_not_fail(state: State) -> None:
     assert failure(BatchStatus(id="1", state=state)) is None
+
+
+def test_names_that_every_system_takes() -> None:
+    names = ("select-muons.v2_a", "1: an/array", "é", "a" * 300, "-x")
+    assert [plain_name(name, 20) for name in names] == [
+        "select-muons.v2_a",
+        "j1__an_array",
+        "j_",
+        "a" * 20,
+        "j-x",
+    ]
 
 
 def test_back_ends_are_back_ends() -> None:

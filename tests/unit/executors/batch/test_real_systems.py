@@ -184,7 +184,7 @@ def accounted(asker: Caller, *refs: JobRef) -> dict[JobRef, BatchStatus]:
 
 def test_grid_engine_runs_arrays(asker: Caller, tmp_path: Path) -> None:
     request = BatchRequest(
-        name="anarray",
+        name="1: an/array@home*",
         walltime=120,
         array=2,
         max_running=2,

@@ -125,6 +125,11 @@ class TestSGE(BackendTests):
             },
         ),
         Said(stderr="error: job id 99999 not found\n", code=1),
+        Said(
+            stdout="no jobs running since startup\n",
+            stderr="/var/lib/sge/common/accounting: No such file or directory\n",
+            code=1,
+        ),
     )
     cancelled = (
         Said(stdout="alice has registered the job 15 for deletion\n"),
@@ -159,7 +164,7 @@ def test_queues_have_their_limits() -> None:
     assert main.open and not off.open
 
 
-def test_units_per_slot_and_the_soft_limit() -> None:
+def test_units_per_slot() -> None:
     request = BatchRequest(
         name="a",
         cores=2,
@@ -175,7 +180,6 @@ def test_units_per_slot_and_the_soft_limit() -> None:
         "-pe smp 4",
         "-l mem_free=251",
         "-l h_rt=91",
-        "-l s_rt=61",
         "-t 1-5",
         "-o '/a b/$JOB_ID.$TASK_ID'",
         "-S /bin/bash",
