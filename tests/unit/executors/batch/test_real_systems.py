@@ -45,7 +45,7 @@ class Caller:
         return parse(done.stdout, done.stderr, done.returncode)
 
     def submit(self, request: BatchRequest, body: str) -> str:
-        path = str(self.folder / f"a job {request.name}.sh")
+        path = str(self.folder / "a job.sh")
         for name, text in batch_files(self.backend, path, request, body).items():
             Path(name).write_text(text)
         return str(self.ask(self.backend.submit(path, request), self.backend.parse_submit))
