@@ -93,7 +93,7 @@ def plain_optuna(n: int) -> Spent:
         for _ in range(n):
             trial = plain.ask()
             waiting.append((trial, mixed(**suggested(trial))))
-            if len(waiting) >= SLOTS + SLOTS // 4:
+            if len(waiting) >= SLOTS + SLOTS // 2:
                 plain.tell(*waiting.pop(rng.randrange(len(waiting))))
         for trial, value in waiting:
             plain.tell(trial, value)

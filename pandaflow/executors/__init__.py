@@ -7,12 +7,17 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pandaflow.executors.batch.systems import LSF, PBS, SGE, HTCondor, Slurm
     from pandaflow.executors.dask import Dask
     from pandaflow.executors.local import Local
 
-__all__ = ["Dask", "Local"]
+__all__ = ["LSF", "PBS", "SGE", "Dask", "HTCondor", "Local", "Slurm"]
 
-_BUILT_IN = {"Local": "pandaflow.executors.local", "Dask": "pandaflow.executors.dask"}
+_BUILT_IN = {
+    "Local": "pandaflow.executors.local",
+    "Dask": "pandaflow.executors.dask",
+    **dict.fromkeys(("Slurm", "SGE", "PBS", "HTCondor", "LSF"), "pandaflow.executors.batch.systems"),
+}
 
 
 def __getattr__(name: str) -> Any:

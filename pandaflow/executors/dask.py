@@ -279,8 +279,15 @@ class DaskSession:
                 with self._lock:
                     self._where.pop(bundle, None)
                 self._roll.drop([bundle])
-                reason = f"its worker died{self._why(self._results.claimed_by(bundle))}"
-                self._report(BundleLost(time.time(), bundle, reason, message["position"]))
+                worker = self._results.claimed_by(bundle)
+                reason = f"its worker died{self._why(worker)}"
+                lost = BundleLost(time.time(), bundle, reason, message["position"])
+                self._tell_lost(lost, worker)
+
+    def _tell_lost(self, lost: BundleLost, worker: str) -> None:
+        """Report a bundle whose worker died while a job of it ran; ``worker`` is its address."""
+        del worker
+        self._report(lost)
 
     def _finish(self, ended: BundleEnded) -> None:
         self._roll.ended(ended)
@@ -326,8 +333,12 @@ class DaskSession:
         position = self._results.claimed_position(bundle)
         infrastructure = isinstance(error, KilledWorker | FutureCancelledError | BundleAbandoned)
         charged = position is not None or not infrastructure
-        reason = self._reason(error, self._results.claimed_by(bundle))
-        self._report(BundleLost(time.time(), bundle, reason, position, charged))
+        worker = self._results.claimed_by(bundle)
+        lost = BundleLost(time.time(), bundle, self._reason(error, worker), position, charged)
+        if infrastructure:
+            self._tell_lost(lost, worker)
+        else:
+            self._report(lost)
 
     def _reason(self, error: BaseException | None, worker: str) -> str:
         if isinstance(error, KilledWorker | BundleAbandoned):

@@ -8,6 +8,7 @@ run's topic, so that values stay on the workers and only outcomes reach the driv
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from pandaflow.executors.supervise import is_cancelled
 
 #: Set in worker processes that PandaFlow starts for itself: they may end to stop a job.
 OWN_WORKER = "PANDAFLOW_WORKER"
+#: Set in pilots: seconds since the epoch after which no job should run any more.
+PILOT_UNTIL = "PANDAFLOW_PILOT_UNTIL"
 
 
 def run_node(spec: BundleSpec, topic: str, payload: bytes, *deps: BundleValues) -> BundleValues:
@@ -25,6 +28,7 @@ def run_node(spec: BundleSpec, topic: str, payload: bytes, *deps: BundleValues) 
     from distributed import get_worker
 
     worker = get_worker()
+    _check_time(worker, spec)
     if is_cancelled(spec.run, spec.bundle):
         return BundleValues(spec.jobs, [Missing("cancelled")] * len(spec.jobs))
     return payloads.run_bundle(
@@ -37,6 +41,26 @@ def run_node(spec: BundleSpec, topic: str, payload: bytes, *deps: BundleValues) 
         on_stuck=lambda: _leave(worker),
         workdir=os.path.join(worker.local_directory, "work"),
     )
+
+
+def _check_time(worker: Any, spec: BundleSpec) -> None:
+    """Send a job elsewhere that cannot end before its pilot must; the pilot then drains."""
+    until, wanted = os.environ.get(PILOT_UNTIL), spec.resources.walltime
+    if until is None or wanted is None or time.time() + wanted <= float(until):
+        return
+    from distributed import Reschedule
+
+    worker.loop.add_callback(drain, worker)
+    time.sleep(0.2)  # until the scheduler knows, or it would come back here at once
+    raise Reschedule
+
+
+def drain(worker: Any) -> None:
+    """Take no more nodes on a worker; those that run go on. Called in its event loop."""
+    from distributed.core import Status
+
+    if worker.status == Status.running:
+        worker.status = Status.paused
 
 
 def load_node(results: str, location: str) -> BundleValues:

@@ -17,7 +17,7 @@ from pandaflow.executors.node import OWN_WORKER
 #: The driver, and a person who asks how it goes, come before payloads.
 _NICE = 5
 #: Dask's own profiler and health checks cost more than a short node.
-_QUIET = {
+QUIET = {
     "distributed.worker.profile.enabled": False,
     "distributed.worker.memory.monitor-interval": "500ms",
     "distributed.admin.tick.interval": "500ms",
@@ -35,7 +35,7 @@ async def _serve(options: argparse.Namespace) -> None:
     import dask
     from distributed import Worker
 
-    dask.config.set(_QUIET)
+    dask.config.set(QUIET)
     worker = Worker(
         options.scheduler,
         nthreads=options.nthreads,
