@@ -16,7 +16,9 @@ __all__ = ["LSF", "PBS", "SGE", "Dask", "HTCondor", "Local", "Slurm"]
 _BUILT_IN = {
     "Local": "pandaflow.executors.local",
     "Dask": "pandaflow.executors.dask",
-    **dict.fromkeys(("Slurm", "SGE", "PBS", "HTCondor", "LSF"), "pandaflow.executors.batch.systems"),
+    **dict.fromkeys(
+        ("Slurm", "SGE", "PBS", "HTCondor", "LSF"), "pandaflow.executors.batch.systems"
+    ),
 }
 
 

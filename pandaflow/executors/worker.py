@@ -10,14 +10,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import threading
+from typing import Any
 
-from pandaflow.executors.node import OWN_WORKER
+from pandaflow.executors.node import OWN_WORKER, drain
 
 #: The driver, and a person who asks how it goes, come before payloads.
 _NICE = 5
 #: Dask's own profiler and health checks cost more than a short node.
-QUIET = {
+_QUIET = {
     "distributed.worker.profile.enabled": False,
     "distributed.worker.memory.monitor-interval": "500ms",
     "distributed.admin.tick.interval": "500ms",
@@ -35,7 +37,7 @@ async def _serve(options: argparse.Namespace) -> None:
     import dask
     from distributed import Worker
 
-    dask.config.set(QUIET)
+    dask.config.set(_QUIET)
     worker = Worker(
         options.scheduler,
         nthreads=options.nthreads,
@@ -46,7 +48,17 @@ async def _serve(options: argparse.Namespace) -> None:
         dashboard_address=None,
     )
     async with worker:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, lambda: asyncio.ensure_future(_go(worker)))
         await worker.finished()
+
+
+async def _go(worker: Any) -> None:
+    """End when the nodes that run have ended; a pilot whose time is up asks for it."""
+    drain(worker)
+    while worker.state.executing_count:
+        await asyncio.sleep(0.1)
+    await worker.close(timeout=2, reason="the time of its pilot is up")
 
 
 def main(arguments: list[str] | None = None) -> None:

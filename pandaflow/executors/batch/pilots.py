@@ -15,7 +15,7 @@ import shlex
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,13 +25,14 @@ import dask
 from distributed import Client, LocalCluster
 
 from pandaflow.core.errors import SiteError
-from pandaflow.core.events import BundleLost, SlotsChanged
+from pandaflow.core.events import BundleEnded, BundleLost, SlotsChanged
+from pandaflow.core.model import Failure
 from pandaflow.executors.batch.control import Control
 from pandaflow.executors.batch.fleet import Fleet, Limits, Plan, Seen
 from pandaflow.executors.batch.model import BatchRequest, BatchStatus, plain_name
 from pandaflow.executors.batch.settings import BatchSettings
 from pandaflow.executors.dask import DaskSession
-from pandaflow.ports import Report
+from pandaflow.ports import Assignment, Report
 
 logger = logging.getLogger("pandaflow.executors")
 
@@ -60,7 +61,8 @@ class PilotSession(DaskSession):
         self._lost: list[tuple[float, BundleLost, str]] = []
         self._ended: dict[str, BatchStatus | None] = {}
         self._pilot_of: dict[str, str] = {}
-        self._trouble = ""
+        self._trouble = self._refused = ""
+        self._sizes: dict[int, int] = {}
         self._over = threading.Event()
         self._name = plain_name(f"pf-{run_id}")
         self._cluster = _scheduler(settings)
@@ -72,6 +74,20 @@ class PilotSession(DaskSession):
         self._keeper.start()
 
     # --- the port -----------------------------------------------------------------------
+
+    def submit(self, assignments: Sequence[Assignment]) -> None:
+        """Add a slice to the graph; pilots come for it."""
+        self._sizes |= {one.emit.bundle: len(one.spec.jobs) for one in assignments}
+        if self._refused:
+            self._refuse([one.emit.bundle for one in assignments])
+        else:
+            super().submit(assignments)
+
+    def release(self, bundles: Sequence[int]) -> None:
+        """Let Dask forget values."""
+        super().release(bundles)
+        for bundle in bundles:
+            self._sizes.pop(bundle, None)
 
     def close(self, *, kill: bool = False) -> None:
         """Give all allocations back and wait until they have left the queue."""
@@ -108,10 +124,10 @@ class PilotSession(DaskSession):
                 logger.warning("%s: %s", self._run, error)
 
     def _turn(self) -> None:
-        statuses = self._statuses()
-        plan = self._fleet.look(time.monotonic(), statuses, self._workers(), self._waiting())
+        statuses, workers = self._statuses(), self._workers()
+        plan = self._fleet.look(time.monotonic(), statuses, workers, self._waiting())
         self._ended.update(plan.ended)
-        self._judge(statuses)
+        self._judge(statuses, workers)
         self._carry_out(plan)
         self._trouble = plan.trouble and f"{plan.trouble}: {self._last_words()}"
 
@@ -120,12 +136,14 @@ class PilotSession(DaskSession):
         return {ref[0]: status for ref, status in found.items()}
 
     def _workers(self) -> dict[str, Seen]:
-        """Return the workers that there are, by the batch job that holds them."""
-        found = {}
+        """Return what workers the pilots have, by the batch job that holds them."""
+        found: dict[str, Seen] = {}
         for address, worker in list(self._cluster.scheduler.workers.items()):
-            pilot = str(worker.name).removeprefix("pilot-")
+            pilot = _pilot_of(str(worker.name))
             self._pilot_of[address] = pilot
-            found[pilot] = Seen(len(worker.processing), worker.status.name != "running")
+            busy, draining = len(worker.processing), worker.status.name != "running"
+            known = found.get(pilot, Seen(0, draining=True))
+            found[pilot] = Seen(known.busy + busy, draining and known.draining)
         return found
 
     def _waiting(self) -> int:
@@ -133,15 +151,19 @@ class PilotSession(DaskSession):
         scheduler = self._cluster.scheduler
         return len(scheduler.queued) + len(scheduler.unrunnable)
 
-    def _judge(self, statuses: Mapping[str, BatchStatus]) -> None:
-        """Report bundles whose worker died, charged or not, once it is known why it did."""
+    def _judge(self, statuses: Mapping[str, BatchStatus], workers: Mapping[str, Seen]) -> None:
+        """Report bundles whose worker died, charged or not, once it is known why it did.
+
+        Where other workers of the same pilot live on, the job itself is to blame; where none
+        does, the batch system is given some seconds to say what became of the allocation.
+        """
         with self._lock:
             waiting, self._lost = self._lost, []
         for since, lost, pilot in waiting:
             status = statuses.get(pilot) or self._ended.get(pilot)
-            decided = status is not None and not status.live
-            if decided or time.monotonic() - since > _VERDICT_S:
-                self._report(_charged(lost, status))
+            over = status is not None and not status.live
+            if over or pilot in workers or time.monotonic() - since > _VERDICT_S:
+                self._report(_charged(lost, status if over else None))
             else:
                 with self._lock:
                     self._lost.append((since, lost, pilot))
@@ -150,20 +172,36 @@ class PilotSession(DaskSession):
         if plan.cancel:
             self._control.cancel([(one, None) for one in plan.cancel])
         if plan.retire:
-            names = [f"pilot-{one}" for one in plan.retire]
-            workers = [
-                a
-                for a, w in self._client.scheduler_info(n_workers=-1)["workers"].items()
-                if w["name"] in names
-            ]
-            self._client.retire_workers(workers=workers, close_workers=True, remove=True)
+            self._retire(set(plan.retire))
         for _ in range(plan.submit):
             try:
                 pilot = self._submit()
-            except SiteError:
+            except SiteError as error:
                 self._fleet.refused(time.monotonic())
+                if not error.transient:
+                    self._give_up(str(error))
                 raise
             self._fleet.submitted([pilot], time.monotonic())
+
+    def _retire(self, pilots: set[str]) -> None:
+        """Give idle allocations back."""
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        gone = [a for a, worker in workers.items() if _pilot_of(str(worker["name"])) in pilots]
+        self._client.retire_workers(workers=gone, close_workers=True, remove=True)
+        self._control.cancel([(one, None) for one in sorted(pilots)])
+
+    def _give_up(self, why: str) -> None:
+        """Fail what waits: the batch system will never take a pilot as it is asked for."""
+        if not self._fleet.pilots:
+            self._refused = why
+            self._refuse(list(self._sizes))
+
+    def _refuse(self, bundles: Sequence[int]) -> None:
+        for bundle in bundles:
+            failure = Failure(kind="site", message=self._refused)
+            failures = dict.fromkeys(range(self._sizes.pop(bundle, 0)), failure)
+            if failures:
+                self._report(BundleEnded(at=time.time(), bundle=bundle, failures=failures))
 
     def _submit(self) -> str:
         settings = self._settings
@@ -213,6 +251,11 @@ class PilotSession(DaskSession):
                 left = sorted({ref[0] for ref, s in statuses.items() if s.live or s.remains})
             if left:
                 time.sleep(0.3)
+
+
+def _pilot_of(worker: str) -> str:
+    """Return the batch job behind a worker's name, ``pilot-<id>-<slot>.<start>``."""
+    return worker.removeprefix("pilot-").rpartition("-")[0]
 
 
 def _limits(settings: BatchSettings) -> Limits:

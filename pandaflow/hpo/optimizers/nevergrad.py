@@ -22,6 +22,7 @@ from pandaflow.core.errors import WorkflowError
 from pandaflow.hpo.dimensions import Choice, Dimension
 from pandaflow.hpo.optimizers.nevergrad_optimizer import NevergradOptimizer
 from pandaflow.hpo.optimizers.nevergrad_space import (
+    Layout,
     dimensions_of,
     installed,
     library,
@@ -64,11 +65,11 @@ rehearse(job)
 
 def default_name(dimensions: Mapping[str, Dimension]) -> str:
     """Return the optimizer used if none is named."""
+    if Layout(dimensions).dimension == 1:
+        return "OnePlusOne"  # CMA needs another package for a single number
     if any(isinstance(dimension, Choice) for dimension in dimensions.values()):
         return _DEFAULT_MIXED
-    varied = [dimension for dimension in dimensions.values() if varies(dimension)]
-    # CMA needs another package for a single parameter.
-    return _DEFAULT_CONTINUOUS if len(varied) > 1 else "OnePlusOne"
+    return _DEFAULT_CONTINUOUS
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ class NevergradSpec:
         if not any(varies(dimension) for dimension in dimensions.values()):
             raise WorkflowError("hpo.nevergrad: no parameter of the space varies")
         name = self.name or default_name(dimensions)
-        alone = sum(map(varies, dimensions.values())) == 1
+        alone = Layout(dimensions).dimension == 1
         if alone and "CMA" in name and importlib.util.find_spec("fcmaes") is None:
             raise WorkflowError(
                 f"hpo.nevergrad({name!r}) needs two parameters that vary, and the space has one: "

@@ -27,11 +27,9 @@ import cloudpickle
 
 from pandaflow.hpo.dimensions import Dimension
 from pandaflow.hpo.optimizers.nevergrad_space import (
-    decode,
-    encode,
+    Layout,
     installed,
     library,
-    parametrize,
     quiet,
 )
 from pandaflow.hpo.port import (
@@ -60,7 +58,7 @@ class _State:
     """All that the next point follows from; pickled as one, for its parts share objects."""
 
     optimizer: Any
-    global_rng: Any
+    global_generator: Any
     outstanding: dict[int, Any] = field(default_factory=dict)
     finished: set[int] = field(default_factory=set)
     reports: dict[int, float] = field(default_factory=dict)
@@ -80,11 +78,11 @@ class NevergradOptimizer(Optimizer):
     """
 
     def __init__(self, factory: Any, dimensions: Mapping[str, Dimension], brief: Brief) -> None:
-        self._dimensions = dimensions
+        self._layout = Layout(dimensions)
         self._signs = [1.0 if way == "minimize" else -1.0 for way in brief.directions]
         self._replay_cost = 0.0
         self._snapshot_cost = 0.0
-        self._state = _begin(factory, dimensions, brief)
+        self._state = _begin(factory, self._layout, brief)
 
     def ask(self, number: int) -> Asked:
         """Return the point of trial ``number``, which counts as outstanding from now on."""
@@ -92,7 +90,7 @@ class NevergradOptimizer(Optimizer):
         with self._own_surroundings():
             candidate = self._state.optimizer.ask()
         self._state.outstanding[number] = candidate
-        return Asked(decode(self._dimensions, candidate.value))
+        return Asked(self._layout.decode(candidate.value))
 
     def adopt(self, number: int, point: Point) -> Memo:
         """Take in an outstanding trial whose point came from elsewhere."""
@@ -203,7 +201,7 @@ class NevergradOptimizer(Optimizer):
     def _candidate(self, point: Mapping[str, Any] | None) -> Any:
         parametrization = self._state.optimizer.parametrization
         with self._own_surroundings():
-            return parametrization.spawn_child(new_value=encode(self._dimensions, point or {}))
+            return parametrization.spawn_child(new_value=self._layout.encode(point or {}))
 
     def _losses(self, told: Told) -> list[float] | None:
         """Return what to minimize, one number for each objective; None to drop the trial."""
@@ -235,37 +233,46 @@ class NevergradOptimizer(Optimizer):
 
     @contextlib.contextmanager
     def _own_surroundings(self) -> Iterator[None]:
-        """Give Nevergrad a global random state of its own, and count the CPU time."""
-        import numpy as np
-
+        """Give Nevergrad a global random generator of its own, and count the CPU time."""
         start = time.thread_time()
-        before = np.random.get_state()
-        np.random.set_state(self._state.global_rng)
         try:
-            with quiet():
+            with _global_generator(self._state.global_generator), quiet():
                 yield
         finally:
-            self._state.global_rng = np.random.get_state()
-            np.random.set_state(before)
             self._replay_cost += time.thread_time() - start
 
 
-def _begin(factory: Any, dimensions: Mapping[str, Dimension], brief: Brief) -> _State:
+@contextlib.contextmanager
+def _global_generator(own: Any) -> Iterator[None]:
+    """Let NumPy's global functions draw from another bit generator, and put back the user's.
+
+    Exchanging generators is quick, setting their states is not. NumPy forgets the second of a pair
+    of normal numbers then: the user's is put back, Nevergrad's is dropped after every call.
+    """
+    from numpy.random import mtrand
+
+    before, state = mtrand.get_bit_generator(), mtrand.get_state(legacy=False)
+    mtrand.set_bit_generator(own)
+    try:
+        yield
+    finally:
+        mtrand.set_bit_generator(before)
+        if state["has_gauss"]:
+            mtrand.set_state(state)
+
+
+def _begin(factory: Any, layout: Layout, brief: Brief) -> _State:
     import numpy as np
 
-    before = np.random.get_state()
     words = [brief.seed & 0xFFFFFFFF, brief.seed >> 32]
-    np.random.seed([*words, 1])
-    try:
-        with quiet():
-            parametrization = parametrize(dimensions)
-            parametrization.random_state = np.random.RandomState(words)
-            optimizer = factory(parametrization, budget=brief.budget, num_workers=brief.outstanding)
-            if len(brief.directions) > 1:
-                optimizer.num_objectives = len(brief.directions)
-        return _State(optimizer, np.random.get_state())
-    finally:
-        np.random.set_state(before)
+    own = np.random.MT19937([*words, 1])
+    with _global_generator(own), quiet():
+        parametrization = layout.parametrize()
+        parametrization.random_state = np.random.RandomState(words)
+        optimizer = factory(parametrization, budget=brief.budget, num_workers=brief.outstanding)
+        if len(brief.directions) > 1:
+            optimizer.num_objectives = len(brief.directions)
+    return _State(optimizer, own)
 
 
 def _differs(number: int, reason: str) -> str:

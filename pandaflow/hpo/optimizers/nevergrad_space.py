@@ -9,7 +9,8 @@ import importlib.util
 import math
 import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pandaflow.core.errors import WorkflowError
@@ -53,22 +54,95 @@ def installed() -> dict[str, str]:
 
 # --- points and candidates --------------------------------------------------------------
 
+#: The numbers' key in a candidate's value; the choices have their positions as keys.
+_NUMBERS = "numbers"
 
-def parametrize(dimensions: Mapping[str, Dimension]) -> Any:
-    """Return Nevergrad's parametrization of some parameters: an ``ng.p.Dict``.
 
-    Reals (and whole numbers with a logarithm) are searched in ``[0, 1]``, rasters by their index,
-    choices by the index of the option; :func:`decode` maps back, so that ends are never crossed by
-    a rounding error.
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """A parameter, and its place among the numbers or the choices (None: nothing to choose)."""
+
+    name: str
+    dimension: Float | Int | Choice
+    place: int | None
+    branches: Mapping[Scalar, tuple[_Slot, ...]] = field(default_factory=dict)
+
+
+class Layout:
+    """Where Nevergrad has the parameters of a space.
+
+    Nevergrad copies, freezes and checks every part of its parametrization several times a trial,
+    in Python, so the parts are few: all numbers, those of branches included, are one array of
+    ``[0, 1]`` (rasters and whole numbers are as many equal pieces of it), and every choice with
+    two or more options is one more. Its algorithms work on the flat vector of all parts, where the
+    numbers of branches that were not chosen are in any case.
+
+    Parameters
+    ----------
+    dimensions : mapping of str to dimension
     """
-    return _parameter_dict(dimensions, {})
 
+    def __init__(self, dimensions: Mapping[str, Dimension]) -> None:
+        self._size = 0
+        self._choices: list[Choice] = []
+        self._slots = self._arrange(dimensions)
 
-def _parameter_dict(dimensions: Mapping[str, Dimension], content: dict[str, Any]) -> Any:
-    for name, dimension in dimensions.items():
-        if varies(dimension):
-            content[name] = _parameter(dimension)
-    return library().p.Dict(**content)
+    @property
+    def dimension(self) -> int:
+        """The length of the vector that Nevergrad's algorithms work on."""
+        return self._size + sum(1 if one.ordered else len(one.labels) for one in self._choices)
+
+    def _arrange(self, dimensions: Mapping[str, Dimension]) -> tuple[_Slot, ...]:
+        slots = []
+        for name, dimension in dimensions.items():
+            if isinstance(dimension, Choice):
+                slots.append(self._arrange_choice(name, dimension))
+            elif not isinstance(dimension, Fixed):
+                place = self._size if varies(dimension) else None
+                self._size += place is not None
+                slots.append(_Slot(name, dimension, place))
+        return tuple(slots)
+
+    def _arrange_choice(self, name: str, dimension: Choice) -> _Slot:
+        place = len(self._choices) if len(dimension.labels) > 1 else None
+        if place is not None:
+            self._choices.append(dimension)
+        inner = {label: self._arrange(branch) for label, branch in dimension.branches.items()}
+        return _Slot(name, dimension, place, inner)
+
+    def parametrize(self) -> Any:
+        """Return Nevergrad's parametrization: an ``ng.p.Array``, or an ``ng.p.Dict`` of parts."""
+        kinds = library().p
+        parts = {str(place): _choice_part(one) for place, one in enumerate(self._choices)}
+        if not self._size:
+            return kinds.Dict(**parts)
+        numbers = kinds.Array(init=[0.5] * self._size).set_mutation(sigma=1 / 6)
+        # Both as ng.p.Scalar has them by default, which ng.p.Array has not.
+        numbers.set_bounds(0.0, 1.0, full_range_sampling=True)
+        return kinds.Dict(**{_NUMBERS: numbers}, **parts) if parts else numbers
+
+    def decode(self, value: Any) -> Point:
+        """Return the point of a candidate's value."""
+        parts = value if isinstance(value, Mapping) else {_NUMBERS: value}
+        units = parts[_NUMBERS].tolist() if self._size else []
+        indices = [_index(parts[str(place)]) for place in range(len(self._choices))]
+        point: Point = {}
+        _fill(point, self._slots, units, indices)
+        return point
+
+    def encode(self, point: Mapping[str, Any]) -> Any:
+        """Return the candidate's value of a point; inverse of :meth:`decode`."""
+        import numpy as np
+
+        units, indices = [0.5] * self._size, [0] * len(self._choices)
+        _place(point, self._slots, units, indices)
+        parts = {
+            str(place): index if one.ordered else np.array([index])
+            for place, (one, index) in enumerate(zip(self._choices, indices, strict=True))
+        }
+        if not self._size:
+            return parts
+        return {_NUMBERS: np.array(units), **parts} if parts else np.array(units)
 
 
 def varies(dimension: Dimension) -> bool:
@@ -76,40 +150,53 @@ def varies(dimension: Dimension) -> bool:
     if isinstance(dimension, Fixed):
         return False
     if isinstance(dimension, Choice):
-        return len(dimension.labels) > 1 or _has_parameters(dimension, 0)
+        inner = (one for branch in dimension.branches.values() for one in branch.values())
+        return len(dimension.labels) > 1 or any(map(varies, inner))
     return dimension.low != dimension.high and _steps(dimension) != 1
 
 
-def _has_parameters(dimension: Choice, number: int) -> bool:
-    """Return whether an option has parameters of its own that vary."""
-    branch = dimension.branches.get(dimension.labels[number], {})
-    return any(varies(inner) for inner in branch.values())
+def _choice_part(dimension: Choice) -> Any:
+    """Return the parameter of an option's number."""
+    options, kinds = range(len(dimension.labels)), library().p
+    if dimension.ordered:
+        return kinds.TransitionChoice(options)
+    # The drawing of the number alone, without a constant for each option.
+    return kinds.Choice(options).indices
 
 
-def _parameter(dimension: Any) -> Any:
-    """Return the parameter of a dimension that varies."""
-    if isinstance(dimension, Choice):
-        return _choice_parameter(dimension)
-    steps = _steps(dimension)
-    scalar = library().p.Scalar
-    if steps is None:
-        return scalar(lower=0.0, upper=1.0)
-    return scalar(lower=-0.5, upper=steps - 0.5).set_integer_casting()
+def _index(value: Any) -> int:
+    """Return an option's number: ordered ones are a number, others an array of one."""
+    return int(value if isinstance(value, int) else value[0])
 
 
-def _choice_parameter(dimension: Choice) -> Any:
-    options = [_option(dimension, number) for number in range(len(dimension.labels))]
-    if len(options) == 1:
-        return options[0]
-    kinds = library().p
-    return kinds.TransitionChoice(options) if dimension.ordered else kinds.Choice(options)
+def _fill(
+    point: Point, slots: tuple[_Slot, ...], units: Sequence[float], indices: Sequence[int]
+) -> None:
+    """Note in ``point`` what the units and indices mean."""
+    for slot in slots:
+        dimension, place = slot.dimension, slot.place
+        if isinstance(dimension, Choice):
+            label = dimension.labels[0 if place is None else indices[place]]
+            point[slot.name] = label
+            _fill(point, slot.branches.get(label, ()), units, indices)
+        else:
+            point[slot.name] = _number(dimension, 0.0 if place is None else units[place])
 
 
-def _option(dimension: Choice, number: int) -> Any:
-    """Return the option's number, or a Dict of it (under the empty name) and its parameters."""
-    if not _has_parameters(dimension, number):
-        return number
-    return _parameter_dict(dimension.branches[dimension.labels[number]], {"": number})
+def _place(
+    point: Mapping[str, Any], slots: tuple[_Slot, ...], units: list[float], indices: list[int]
+) -> None:
+    """Note in ``units`` and ``indices`` what the point means."""
+    for slot in slots:
+        dimension, place = slot.dimension, slot.place
+        if isinstance(dimension, Choice):
+            label = dimension.parse(point[slot.name])
+            if place is not None:
+                # By identity: True and 1 are equal, but two options.
+                indices[place] = [known is label for known in dimension.labels].index(True)
+            _place(point, slot.branches.get(label, ()), units, indices)
+        elif place is not None:
+            units[place] = _unit(dimension, point[slot.name])
 
 
 def _steps(dimension: Float | Int) -> int | None:
@@ -121,59 +208,24 @@ def _steps(dimension: Float | Int) -> int | None:
     return math.floor((dimension.high - dimension.low) / dimension.step + 1e-9) + 1
 
 
-def decode(dimensions: Mapping[str, Dimension], value: Mapping[str, Any]) -> Point:
-    """Return the point of a candidate's value."""
-    point: Point = {}
-    _decode(dimensions, value, point)
-    return point
-
-
-def _decode(dimensions: Mapping[str, Dimension], value: Mapping[str, Any], point: Point) -> None:
-    for name, dimension in dimensions.items():
-        if isinstance(dimension, Choice):
-            inner = value.get(name, 0)
-            number = int(inner[""] if isinstance(inner, Mapping) else inner)
-            point[name] = label = dimension.labels[number]
-            inside = inner if isinstance(inner, Mapping) else {}
-            _decode(dimension.branches.get(label, {}), inside, point)
-        elif not isinstance(dimension, Fixed):
-            point[name] = _number(dimension, value.get(name, 0))
-
-
-def _number(dimension: Float | Int, value: Any) -> float | int:
+def _number(dimension: Float | Int, unit: float) -> float | int:
+    """Return the value at a number of ``[0, 1]``, whose ends are the range's ends exactly."""
+    unit = min(1.0, max(0.0, unit))
     steps = _steps(dimension)
     if steps is None:
-        return dimension.at(min(1.0, max(0.0, float(value))))
-    number = min(steps - 1, max(0, int(value)))
+        return dimension.high if unit == 1.0 else dimension.at(unit)
+    number = min(steps - 1, int(unit * steps))
     if isinstance(dimension, Int):
         return dimension.low + dimension.step * number
     return dimension.at((number + 0.5) / steps)
 
 
-def encode(dimensions: Mapping[str, Dimension], point: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the candidate's value of a point; inverse of :func:`decode`."""
-    value: dict[str, Any] = {}
-    for name, dimension in dimensions.items():
-        if isinstance(dimension, Fixed) or not varies(dimension):
-            continue
-        if isinstance(dimension, Choice):
-            value[name] = _encode_choice(dimension, point[name], point)
-        else:
-            value[name] = _encode_number(dimension, point[name])
-    return value
-
-
-def _encode_choice(dimension: Choice, label: Scalar, point: Mapping[str, Any]) -> Any:
-    number = dimension.labels.index(dimension.parse(label))
-    if not _has_parameters(dimension, number):
-        return number
-    return {"": number, **encode(dimension.branches[label], point)}
-
-
-def _encode_number(dimension: Float | Int, value: float) -> float | int:
+def _unit(dimension: Float | Int, value: float) -> float:
+    """Return the number of ``[0, 1]`` of a value; of a raster's, the middle of its piece."""
     steps = _steps(dimension)
     if steps is not None:
-        return min(steps - 1, max(0, round((value - dimension.low) / (dimension.step or 1))))
+        number = round((value - dimension.low) / (dimension.step or 1))
+        return (min(steps - 1, max(0, number)) + 0.5) / steps
     low, high = float(dimension.low), float(dimension.high)
     if dimension.log:
         # Whole numbers reach half a step beyond their ends, as in Int.at.

@@ -11,11 +11,13 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pandaflow.core.errors import WorkflowError
 from pandaflow.hpo.dimensions import choice, fixed, integer, log, ordinal, real
-from pandaflow.hpo.optimizers.nevergrad import NevergradOptimizer, nevergrad
+from pandaflow.hpo.optimizers.nevergrad import nevergrad
+from pandaflow.hpo.optimizers.nevergrad_optimizer import NevergradOptimizer
 from pandaflow.hpo.port import AskEntry, Brief, Entry, ReportEntry, TellEntry, Told
 from pandaflow.hpo.space import AnySpace, FunctionSpace, Point, RandomSuggester, Space
 
@@ -35,7 +37,7 @@ RICH = Space(
     width=integer(1, 1000, log=True),
     even=integer(2, 20, step=4),
     size=ordinal(["s", "m", "l"]),
-    flag=choice([True, False, None, 1.5]),
+    flag=choice([True, 1, None, 1.5]),
     model=choice(
         {
             "bdt": {"depth": integer(2, 12)},
@@ -66,12 +68,13 @@ def optimizer(
 
 
 def value_at(point: Point) -> float:
-    return float((point["x"] - 1) ** 2 + abs(point["depth"] - 5) + (point["kind"] == "b"))
+    return float((point["x"] - 1) ** 2 + abs(point["depth"] - 5) + (point["kind"] == "b"))  # type: ignore[operator]
 
 
 def schedule(asks: int, outstanding: int) -> list[Event]:
     """Asks, and tells in random order of which every eighth is a failure."""
-    rng, events, waiting = random.Random(5), [], []
+    rng, events = random.Random(5), list[Event]()
+    waiting: list[int] = []
     for number in range(asks):
         if len(waiting) >= outstanding:
             done = waiting.pop(rng.randrange(len(waiting)))
@@ -122,22 +125,56 @@ def test_every_point_is_one_of_the_space(name: str) -> None:
     assert min(len(seen[name]) for name in ("x", "raster", "rate", "width", "size", "flag")) > 1
 
 
-def test_a_value_far_outside_or_at_the_ends_decodes_to_the_ends() -> None:
-    space = Space(a=real(0.1, 0.3), b=log(1e-5, 0.1), n=integer(3, 9), k=integer(1, 9, log=True))
-    for outside, ends in ((-1e9, (0.1, 1e-5, 3, 1)), (1e9, (0.3, 0.1, 9, 9))):
-        point = space_side.decode(space.top, dict.fromkeys(space.top, outside))
+def test_the_ends_of_the_array_and_beyond_are_the_ends_of_the_ranges() -> None:
+    ranges = {
+        "a": real(0.1, 0.3),
+        "b": log(1e-5, 0.1),
+        "n": integer(3, 9),
+        "r": real(0, 1, step=0.3),
+    }
+    space = Space(**ranges, k=integer(1, 9, log=True), big=integer(-(2**60), 2**60))
+    low, high = (0.1, 1e-5, 3, 0.0, 1, -(2**60)), (0.3, 0.1, 9, 0.3 * 3, 9, 2**60)
+    for unit, ends in ((0.0, low), (-1e9, low), (1.0, high), (1e9, high)):
+        point = space_side.Layout(space.top).decode(np.full(6, unit))
         assert space.parse(point) == point
-        assert list(point.values()) == pytest.approx(list(ends))
+        assert tuple(point.values()) == ends
 
 
 def test_encoding_is_the_inverse_of_decoding() -> None:
-    rng = RandomSuggester(random.Random(3))
+    rng, layout = RandomSuggester(random.Random(3)), space_side.Layout(RICH.top)
     for _ in range(50):
         point = RICH.draw(rng)
-        back = space_side.decode(RICH.top, space_side.encode(RICH.top, point))
+        parametrization = layout.parametrize()
+        parametrization.value = layout.encode(point)
+        back = layout.decode(parametrization.value)
         assert back.keys() == point.keys()
         for name, value in point.items():
+            assert type(back[name]) is type(value)
             assert back[name] == (pytest.approx(value) if isinstance(value, float) else value)
+
+
+def test_all_numbers_are_one_part_and_every_choice_another() -> None:
+    assert type(space_side.Layout(Space(x=real(0, 1), n=integer(1, 9)).top).parametrize()) is (
+        inside.library().p.Array
+    )
+    layout = space_side.Layout(RICH.top)
+    parts = layout.parametrize()
+    # Six numbers at the top, three in branches; a choice of one option is not searched.
+    assert parts["numbers"].dimension == 9
+    assert len(parts) == 1 + 4
+    assert layout.dimension == parts.dimension == 9 + 1 + 4 + 3 + 2
+
+
+def test_branches_may_have_the_same_parameter() -> None:
+    depth = {"depth": integer(2, 12)}
+    space = Space(model=choice({"bdt": depth, "forest": depth, "none": {}}))
+    layout = space_side.Layout(space.top)
+    for point in ({"model": "bdt", "depth": 7}, {"model": "forest", "depth": 3}, {"model": "none"}):
+        assert layout.decode(layout.encode(point)) == point
+    one = optimizer("RandomSearch", space)
+    drawn = [one.ask(number).point for number in range(40)]
+    assert {point["model"] for point in drawn} == {"bdt", "forest", "none"}
+    assert all(space.parse(point) == point for point in drawn)
 
 
 def test_whole_numbers_and_options_are_drawn_evenly() -> None:
@@ -310,15 +347,18 @@ def test_the_seed_decides() -> None:
 
 @pytest.mark.parametrize("name", ["DiscreteOnePlusOne", "VoronoiDE"])
 def test_the_users_global_generator_and_warning_filters_stay(name: str) -> None:
-    import numpy as np
-
     filters = list(warnings.filters)
     np.random.seed(1)
-    before = np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    np.random.normal()  # keeps the second number of its pair
+    before = repr(np.random.get_state(legacy=False))
+    expected = np.random.RandomState(1).normal(size=4).tolist()
+    generator = np.random.mtrand.get_bit_generator()
     first = optimizer(name)
     log: list[Entry] = []
     play(first, schedule(20, 4), log)
-    assert np.random.get_state()[1].tolist() == before  # type: ignore[index, union-attr]
+    assert repr(np.random.get_state(legacy=False)) == before
+    assert np.random.mtrand.get_bit_generator() is generator
+    assert np.random.normal(size=3).tolist() == expected[1:]
     assert warnings.filters == filters
     np.random.seed(2)
     relog: list[Entry] = []
@@ -382,7 +422,8 @@ def test_defaults_fit_the_space() -> None:
     assert adapter.default_name(Space(a=real(0, 1)).top) == "OnePlusOne"
     assert adapter.default_name(SMALL.top) == adapter._DEFAULT_MIXED
     assert adapter._DEFAULT_MIXED in adapter.GOOD
-    for space in (SMALL, Space(a=real(0, 1))):
+    assert adapter.default_name(Space(size=ordinal(["s", "m", "l"])).top) == "OnePlusOne"
+    for space in (SMALL, Space(a=real(0, 1)), Space(kind=choice(["a", "b"]))):
         nevergrad().check(space, ONE)
         assert space.parse(nevergrad().build(space, ONE).ask(0).point)
 
@@ -439,6 +480,11 @@ def test_trying_out_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_space_without_anything_to_vary_is_refused() -> None:
     with pytest.raises(WorkflowError, match="no parameter of the space varies"):
         nevergrad().check(Space(a=3, b=real(1, 1), c=choice(["x"])), ONE)
+
+
+def test_cma_is_refused_for_a_single_number() -> None:
+    with pytest.raises(WorkflowError, match=r"'CMA'\) needs two parameters.*OnePlusOne"):
+        nevergrad("CMA").check(Space(a=real(0, 1), b=real(1, 1), c=choice(["x"])), ONE)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
