@@ -26,7 +26,7 @@ from pandaflow import hpo
 #: Free trials; trials for TPE, whose asks get dearer with each; trials of the large study.
 FREE, TPE, LARGE = 5_000, 600, 20_000
 #: Slots, and trials that sleep (lognormal, mean 200 ms, sigma 0.5).
-SLOTS, SLEEPERS, MEAN_S, SIGMA = 32, 320, 0.2, 0.5
+SLOTS, SLEEPERS, MEAN_S, SIGMA = 32, 256, 0.2, 0.5
 
 SPACE = hpo.Space(
     a=hpo.float(-5, 5),
@@ -93,7 +93,7 @@ def plain_optuna(n: int) -> Spent:
         for _ in range(n):
             trial = plain.ask()
             waiting.append((trial, mixed(**suggested(trial))))
-            if len(waiting) >= SLOTS + SLOTS // 2:
+            if len(waiting) >= SLOTS + 3 * SLOTS // 4:
                 plain.tell(*waiting.pop(rng.randrange(len(waiting))))
         for trial, value in waiting:
             plain.tell(trial, value)

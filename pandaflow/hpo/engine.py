@@ -32,9 +32,10 @@ Aggregate: TypeAlias = Callable[[Sequence[float]], float]
 
 #: Trials that must have ended before the share of failures can stop a study.
 _FEW = 10
-#: Points are asked for ahead of need if the first trials take less than so many seconds: against
-#: longer ones the time for a point is nothing, and a point that is chosen later knows more.
-_SHORT_S, _FIRST = 5.0, 8
+#: Points are asked for ahead of need if the first trials take less than so many seconds (all of
+#: them below the first number, a third below the second): against longer trials the time for a
+#: point is nothing, and a point that is chosen later knows more.
+_SHORT_S, _LONGER_S, _FIRST = 0.5, 5.0, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,7 @@ class Terms:
     outstanding : int
         Trials asked for and not told at the same time.
     ahead : int
-        So many more, while trials are short.
+        So many more, if trials are short.
     repeats : int
         Evaluations of each point, with seeds of their own.
     aggregate : callable
@@ -305,10 +306,12 @@ class StudyEngine:
 
     def _limit(self) -> int:
         """How many may be outstanding."""
-        first = self._first
-        few = min(_FIRST, self.terms.outstanding)
-        short = len(first) >= few and sum(first[:few]) < few * _SHORT_S
-        return self.terms.outstanding + (self.terms.ahead if short else 0)
+        base, ahead = self.terms.outstanding, self.terms.ahead
+        few = min(_FIRST, base)
+        if len(self._first) < few:
+            return base
+        mean = sum(self._first[:few]) / few
+        return base + (ahead if mean < _SHORT_S else ahead // 3 if mean < _LONGER_S else 0)
 
     def _next_number(self) -> int:
         return len(self.book.trials) + self._asking + self._adopting

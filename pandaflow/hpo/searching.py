@@ -187,7 +187,7 @@ def _terms(given: Settings) -> Terms:
     return Terms(
         n_trials=None if given.n_trials is None else _whole("n_trials", given.n_trials),
         outstanding=parallel + fixed,
-        ahead=parallel // 2 if given.ahead is None else 0,
+        ahead=3 * parallel // 4 if given.ahead is None else 0,
         repeats=_whole("repeats", given.repeats),
         aggregate=_aggregate(given.aggregate),
         on_error=_on_error(given.on_error),

@@ -146,8 +146,8 @@ class Study(Looking):
             with a worker are always tried again.
         ahead : int, optional
             Points asked for before a slot is free. They hide the optimizer's time, and are chosen
-            knowing less. Default: ``parallel // 2`` if the first trials take less than five
-            seconds, else none.
+            knowing less. Default: three quarters of ``parallel`` if the first trials take less
+            than half a second, a quarter below five seconds, else none.
         patience : float
             Seconds that the optimizer may think about a point (default 60).
         extend : bool
