@@ -132,9 +132,9 @@ How to read the lines:
   the first line of the second.
 - **makespan**: a random DAG through `pf.job_graph`; the bound is max(critical path, work / slots).
 - **cancel**: payloads that sleep in C and cannot be interrupted, so their processes are ended.
-- **studies**: free trials are arithmetic; trials outstanding and the order of tells are the same for
-  plain Optuna, which keeps nothing. TPE is quicker here than alone because SciPy computes what Optuna
-  does number by number ([how a study works](hpo-design.md)).
+- **studies**: free trials are arithmetic; plain Optuna, which keeps nothing, has as many trials
+  outstanding. TPE is quicker here than alone because SciPy computes what Optuna does number by
+  number ([how a study works](hpo-design.md)).
 - **slots busy**: of the slots' seconds until the last trial begins, those in which a trial runs
   (lognormal durations, sigma 0.5). Scheduler, driver and optimizer share the two cores; a Dask node
   costs 3 ms, the driver 1.5 ms, an ask of TPE 3 to 5 ms of them.

@@ -149,10 +149,8 @@ class Workflow:
             for gate, _ in task.guards:
                 graph.add_edge(names[gate], task.name)
         self._add_loops(graph, names)
-        for steerer in self._spec.steerers:
-            graph.add_edges_from(
-                edge for edge in steerer.edges if all(name in graph for name in edge)
-            )
+        edges = [edge for steerer in self._spec.steerers for edge in steerer.edges]
+        graph.add_edges_from(edge for edge in edges if edge[0] in graph and edge[1] in graph)
         frozen: networkx.DiGraph[str] = networkx.freeze(graph)
         return frozen
 
