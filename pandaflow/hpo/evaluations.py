@@ -93,7 +93,8 @@ class JobsOfOneTask:
         self._results = run._results()
         stream = run.stream(plan.stream("points"))
         self._points = None if stream.closed else stream
-        self._tickets: list[tuple[int, int]] = list(_tickets(run, plan.stream("points")))
+        points = stream_items(run, plan.stream("points"))
+        self._tickets: list[tuple[int, int]] = [(item["n"], item["r"]) for item in points]
         self._sent = set(self._tickets)
         self._jobs = {ticket: job for job, ticket in enumerate(self._tickets)}
 
@@ -176,16 +177,15 @@ class JobsOfOneTask:
             self._points = None
 
 
-def _tickets(run: Any, stream: str) -> Iterator[tuple[int, int]]:
-    """Yield (trial, repeat) of all items that a stream has."""
+def stream_items(run: Any, stream: str) -> Iterator[Any]:
+    """Yield all items that a stream of a run has."""
     state = run._store.state(run.id)
     source: SourceSpec = next(s for s in state.spec.sources if s.name == stream)
     waiting = [r["body"] for r in run._reader.open_requests(run.id) if r["kind"] == "append"]
     n = state.streams.get(source.id, (source.n, False))[0]
     n += sum(body["count"] for body in waiting if body["source"] == source.id)
     for data in StoredItems({source.id: source}, run._results()).items(source.id, 0, n).items:
-        ticket = pickle.loads(data)
-        yield ticket["n"], ticket["r"]
+        yield pickle.loads(data)
 
 
 class OwnTasks:

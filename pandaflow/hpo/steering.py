@@ -24,7 +24,7 @@ from pandaflow.core.model import SteererSpec
 from pandaflow.executors.payload import job_seed
 from pandaflow.hpo.driver import StudyDriver, finished
 from pandaflow.hpo.engine import Announce, Command, Dispatch, Finish, Outcome, Prune
-from pandaflow.hpo.evaluations import PRUNED, Evaluations, aborted, evaluations
+from pandaflow.hpo.evaluations import PRUNED, Evaluations, aborted, evaluations, stream_items
 from pandaflow.hpo.searching import SearchPlan
 
 logger = logging.getLogger("pandaflow.hpo")
@@ -125,6 +125,7 @@ class Steering:
                 logger.warning("study %s: %s", self._driver.plan.name, error)
 
     def _drive(self) -> str:
+        self._announce_missing()
         done = self._collect(self._of_run_before())
         done = self._carry_out(self._driver.begin()) or done
         done = self._collect(self._evaluations.earlier()) or done
@@ -230,6 +231,16 @@ class Steering:
             "constraints": list(record.constraints),
             "attrs": dict(record.attrs),
         }
+
+    def _announce_missing(self) -> None:
+        """Hand on trials that were told when the last driver died, before they were handed on."""
+        if not self._trials_read or self._trials_stream is None:
+            return
+        handed = {item["number"] for item in stream_items(self._run, self._plan.stream("trials"))}
+        ended = [t.number for t in self._driver.book.trials if t.state != "running"]
+        missing = [self._told(number) for number in ended if number not in handed]
+        if missing:
+            self._trials_stream.append(*missing)
 
     def _finish(self, end: Finish) -> None:
         best = self._driver.book.best

@@ -172,3 +172,58 @@ def _forget_the_last_tells(store: Any, n: int) -> None:
         gone = connection.execute("delete from study_log where seq >= ?", (cut,)).rowcount
         assert gone >= n
         connection.execute("update studies set records = ?, status = 'stopped'", (cut - 1,))
+
+
+NODE = """
+import os, sys
+import pandaflow as pf
+from pandaflow import hpo
+from pandaflow.hpo.engine import Announce
+from pandaflow.hpo.steering import Steering
+
+carry_out = Steering._carry_out
+
+def dies(self, commands):
+    if any(isinstance(c, Announce) and c.number == 5 for c in commands):
+        os._exit(9)  # told, and not yet handed on
+    return carry_out(self, commands)
+
+Steering._carry_out = dies
+from tests.acceptance.test_hpo_exact import tuned
+tuned().run(executor=pf.executors.Local(workers=2, processes=False), store=sys.argv[1])
+"""
+
+
+@pf.task
+def square(x: float) -> float:
+    return x * x
+
+
+@pf.task
+def seen(trial: Any) -> int:
+    return int(trial["number"])
+
+
+@pf.task
+def chosen(best: Any) -> Any:
+    return best["params"]
+
+
+@pf.workflow
+def tuned() -> Any:
+    space = {"x": hpo.float(-1, 1)}
+    found = hpo.search(square, space, n_trials=12, parallel=2, optimizer=hpo.random(seed=1))
+    return seen(found.trials), chosen(found.best)
+
+
+def test_every_trial_is_handed_on_although_the_driver_died_before(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/s.db"
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-c", NODE, store], env=env, timeout=60, check=False)
+    assert done.returncode == 9
+    executor = pf.executors.Local(workers=2, processes=False)
+    run = pf.resume("last", store=store, executor=executor)
+    assert run.wait(60) == "done"
+    executor.close()
+    numbers, best = run.result()
+    assert sorted(numbers) == list(range(12)) and set(best) == {"x"}
