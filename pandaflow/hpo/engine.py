@@ -308,7 +308,7 @@ class StudyEngine:
         """How many may be outstanding."""
         base, ahead = self.terms.outstanding, self.terms.ahead
         few = min(_FIRST, base)
-        if len(self._first) < few:
+        if not few or len(self._first) < few:
             return base
         mean = sum(self._first[:few]) / few
         return base + (ahead if mean < _SHORT_S else ahead // 3 if mean < _LONGER_S else 0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pandaflow.hpo.book import Book
 from pandaflow.hpo.engine import Answer, Dispatch, Log, StudyEngine, Tell, Terms
 from pandaflow.hpo.port import Told
 from pandaflow.hpo.stops import cost, patience, target, timeout
@@ -480,3 +481,9 @@ def test_same_book_and_events_give_the_same_commands() -> None:
         return [*study.order, repr(study.log)]
 
     assert script() == script()
+
+
+def test_a_study_by_hand_asks_for_nothing_by_itself() -> None:
+    book = Book(["minimize"])
+    engine = StudyEngine(book, Terms(n_trials=None, outstanding=0, ahead=0))
+    assert engine.begin() == [] and engine.settled(0.0) == []
