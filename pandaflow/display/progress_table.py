@@ -203,7 +203,7 @@ def _task_line(task: TaskRow, pace: Pace, at: _Columns) -> list[Segment]:
     failed, running = task.count("failed"), task.count("running", "holding")
     red = f"bold {state_colour('failed')}" if failed else "dim"
     return [
-        _segment(f"  {units.clip(task.name, at.name):<{at.name}}  ", "bold"),
+        _segment(f"  {units.clip_name(task.name, at.name):<{at.name}}  ", "bold"),
         _segment(f"{units.clip(task.status, 9):<9}  ", status_colour(task.status)),
         *_bar(task, at.bar),
         _segment(f"  {_done_text(task):>{at.done}} {running or '–':>6} "),

@@ -72,6 +72,13 @@ def clip_middle(text: str, width: int) -> str:
     return text[:head] + "…" + (text[-tail:] if tail > 0 else "")
 
 
+def clip_name(text: str, width: int) -> str:
+    """Cut a name to ``width`` characters; one with slashes keeps its end, which tells most."""
+    if len(text) <= width or "/" not in text or width < 2:
+        return clip(text, width)
+    return "…" + text[1 - width :]
+
+
 _NARROW = frozenset("iljtfrI.,:;'|!()[]{} -/\\`")
 _WIDE = frozenset("mwMW@%&—…")
 

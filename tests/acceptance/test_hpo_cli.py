@@ -59,6 +59,7 @@ def command(name: str, *args: object) -> list[str]:
 def in_terminal(name: str, *args: object) -> str:
     program, *words = command(name, *args)
     environment = {**os.environ, "TERM": "xterm-256color"}
+    environment.pop("COLUMNS", None)  # others may have set it, and it counts more than the terminal
     child = pexpect.spawn(
         program, words, dimensions=(24, 110), timeout=60, encoding="utf-8", env=environment
     )

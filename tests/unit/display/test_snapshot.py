@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pandaflow.display import units
 from pandaflow.display.html import run_html
 from pandaflow.display.snapshot import TaskRow, family, fold, parse_run
 from pandaflow.display.text import run_text
@@ -91,3 +92,8 @@ def test_a_timeline_gives_a_family_one_colour() -> None:
     assert "design/*/simulate (40)" in svg
     assert "more tasks" not in svg
     assert "design/7.0/merge[0]" in svg  # tooltips tell the trial
+
+
+def test_a_name_with_slashes_keeps_its_end() -> None:
+    assert units.clip_name("detector/*/simulate", 12) == "…/*/simulate"
+    assert units.clip_name("detector", 5) == "dete…" and units.clip_name("a/b", 3) == "a/b"
