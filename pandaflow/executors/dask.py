@@ -83,6 +83,21 @@ class Dask:
         return DaskSession(client, run_id, results, report, owns_client=True)
 
 
+class _Ear:
+    """Hands events of a topic on until its session closes.
+
+    A client keeps the handlers of topics for good, and with them all that they refer to.
+    """
+
+    def __init__(self, hear: Callable[[Any], None]) -> None:
+        self.hear: Callable[[Any], None] | None = hear
+
+    def __call__(self, event: Any) -> None:
+        hear = self.hear
+        if hear is not None:
+            hear(event)
+
+
 class DaskSession:
     """One run's bundles on a Dask cluster.
 
@@ -119,7 +134,8 @@ class DaskSession:
         self._slots = -1
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        client.subscribe_topic(self._topic, self._hear)
+        self._ear = _Ear(self._hear)
+        client.subscribe_topic(self._topic, self._ear)
         self._count_slots()
         self._watcher = threading.Thread(target=self._watch, name="pandaflow-slots", daemon=True)
         self._watcher.start()
@@ -202,6 +218,7 @@ class DaskSession:
             self._wait_stopped()
         self._closed.set()
         self._client.unsubscribe_topic(self._topic)
+        self._ear.hear = None
         self._futures.clear()
         self._payloads.clear()
         self._watcher.join(timeout=5)

@@ -61,7 +61,13 @@ def in_terminal(name: str, *args: object) -> str:
     environment = {**os.environ, "TERM": "xterm-256color"}
     environment.pop("COLUMNS", None)  # others may have set it, and it counts more than the terminal
     child = pexpect.spawn(
-        program, words, dimensions=(24, 110), timeout=60, encoding="utf-8", env=environment
+        program,
+        words,
+        dimensions=(24, 110),
+        timeout=60,
+        encoding="utf-8",
+        env=environment,
+        use_poll=True,
     )
     try:
         return str(child.read())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -395,3 +396,28 @@ def test_threads_that_submit(threads: Any, store: str) -> None:
     for worker in workers:
         worker.join()
     assert results == [list(range(10))] * 3
+
+
+def test_runs_that_have_ended_leave_nothing_open(tmp_path):
+    """A process that drives thousands of runs must not keep their stores and sessions."""
+    executor = pf.executors.Local(workers=1, processes=False)
+
+    @pf.task
+    def same(x):
+        return x
+
+    @pf.workflow
+    def small():
+        return same(pf.items(range(3)))
+
+    def descriptors(n):
+        for k in range(n):
+            run = small().run(executor=executor, store=f"sqlite:///{tmp_path}/{n}-{k}.db")
+            assert run.result() == [0, 1, 2]
+        del run
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    few = descriptors(1)
+    assert descriptors(6) <= few + 3
+    executor.close()
