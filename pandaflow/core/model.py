@@ -114,7 +114,8 @@ class Failure:
     ----------
     kind : str
         ``exception``, ``exit``, ``signal``, ``memory``, ``walltime``, ``unserializable``,
-        ``input``, ``output``, ``lost`` (its worker vanished) or ``cancelled``.
+        ``input``, ``output``, ``lost`` (its worker vanished), ``cancelled`` or ``site`` (where it
+        was to run refused it).
     message : str
         One line for people.
     type : str
