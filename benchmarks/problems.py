@@ -179,7 +179,7 @@ def bbob(function: int, dimension: int, instance: int) -> Problem:
 def _suite() -> Any:
     import cocoex  # type: ignore[import-untyped]
 
-    return cocoex.Suite("bbob", "", "dimensions: 2,5,10 instance_indices: 1-15")
+    return cocoex.Suite("bbob", "instances: 1-15", "dimensions: 2,5,10")
 
 
 @cache
