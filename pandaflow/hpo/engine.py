@@ -36,6 +36,8 @@ _FEW = 10
 #: them below the first number, a third below the second): against longer trials the time for a
 #: point is nothing, and a point that is chosen later knows more.
 _SHORT_S, _LONGER_S, _FIRST = 0.5, 5.0, 8
+#: Below so many seconds the optimizer is what trials wait for, and more points ahead only know less.
+_TINY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,6 +313,8 @@ class StudyEngine:
         if not few or len(self._first) < few:
             return base
         mean = sum(self._first[:few]) / few
+        if mean < _TINY_S:
+            return base
         return base + (ahead if mean < _SHORT_S else ahead // 3 if mean < _LONGER_S else 0)
 
     def _next_number(self) -> int:
