@@ -36,7 +36,7 @@ _FEW = 10
 #: them below the first number, a third below the second): against longer trials the time for a
 #: point is nothing, and a point that is chosen later knows more.
 _SHORT_S, _LONGER_S, _FIRST = 0.5, 5.0, 8
-#: Below so many seconds the optimizer is what trials wait for, and more points ahead only know less.
+#: Below so many seconds trials wait for the optimizer, and points ahead would only know less.
 _TINY_S = 0.05
 
 
