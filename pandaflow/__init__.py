@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pandaflow.client import attach as attach
     from pandaflow.client import resume as resume
     from pandaflow.client import runs as runs
+    from pandaflow.core.brokerage import Site as Site
     from pandaflow.core.errors import DataError as DataError
     from pandaflow.core.errors import InvalidTransition as InvalidTransition
     from pandaflow.core.errors import PandaflowError as PandaflowError
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from pandaflow.core.model import Resources as Resources
     from pandaflow.core.model import Retry as Retry
     from pandaflow.core.model import RetryRule as RetryRule
-    from pandaflow.core.model import Site as Site
     from pandaflow.executors.outcome import Skip as Skip
     from pandaflow.executors.payload import current_job as current_job
     from pandaflow.hooks import Transition as Transition
@@ -72,11 +72,12 @@ _HOME = {
     "pandaflow.authoring.tasks": "task",
     "pandaflow.client": "Run attach resume runs",
     "pandaflow.hooks": "Transition",
+    "pandaflow.core.brokerage": "Site",
     "pandaflow.core.errors": (
         "DataError InvalidTransition PandaflowError RunFailed RunLocked RunNotFound SiteError "
         "StoreError StoreUnavailable WorkflowError"
     ),
-    "pandaflow.core.model": "Failure File Resources Retry RetryRule Site",
+    "pandaflow.core.model": "Failure File Resources Retry RetryRule",
     "pandaflow.executors.outcome": "Skip",
     "pandaflow.executors.payload": "current_job",
     "pandaflow.workflows": "Workflow workflow",

@@ -95,6 +95,8 @@ _RESOURCES: Mapping[str, Parser] = {
     "walltime": lambda v: parse_seconds(v, "walltime"),
     "disk": lambda v: parse_bytes(v, "disk"),
     "gpus": lambda v: _whole(v, 0),
+    "nodes": lambda v: _whole(v, 1),
+    "ranks_per_node": lambda v: _whole(v, 1),
 }
 _PLAIN: Mapping[str, tuple[str, Parser]] = {
     "retries": ("retry", _retry),

@@ -52,13 +52,19 @@ class Resources:
     Attributes
     ----------
     cores : int
+        Of each rank; a job of one rank: of the job.
     memory : int or None
-        Bytes for the whole process tree (PSS); the job is stopped above it.
+        Bytes for the whole process tree (PSS) on a node; the job is stopped above it.
     walltime : float or None
         Seconds; the job is stopped after it.
     disk : int or None
         Bytes of scratch space.
     gpus : int
+        On each node.
+    nodes : int
+        More than one: an MPI job, whose command starts its own ranks (``srun``, ``mpirun``).
+    ranks_per_node : int
+        MPI ranks on each node.
     """
 
     cores: int = 1
@@ -66,6 +72,8 @@ class Resources:
     walltime: float | None = None
     disk: int | None = None
     gpus: int = 0
+    nodes: int = 1
+    ranks_per_node: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -561,34 +569,3 @@ class Fragment:
     sources: tuple[SourceSpec, ...] = ()
     loops: tuple[LoopSpec, ...] = ()
     result: ResultShape = field(default_factory=lambda: ResultShape(kind="value"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """A place that runs jobs, as brokerage sees it.
-
-    Attributes
-    ----------
-    name : str
-    executor : str
-        Name of the executor that reaches it.
-    cores, gpus : int
-        Per node.
-    memory, disk : int or None
-        Bytes per node; None: no limit known.
-    walltime : float or None
-        Seconds at most for one job.
-    slots : int or None
-        Jobs at once; None: unknown.
-    tags : frozenset of str
-    """
-
-    name: str
-    executor: str = "local"
-    cores: int = 1
-    gpus: int = 0
-    memory: int | None = None
-    disk: int | None = None
-    walltime: float | None = None
-    slots: int | None = None
-    tags: frozenset[str] = frozenset()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from pandaflow.core.brokerage import Site
 from pandaflow.core.errors import WorkflowError
 from pandaflow.executors.batch.model import Backend, BatchRequest
 
@@ -60,8 +61,15 @@ class BatchSettings:
         Seconds that a pilot waits for another driver of the run when its own is gone.
     host : str or None
         Address at which the compute nodes reach this machine; None: what it is by default.
+    sites : tuple of Site
+        Partitions or queues to choose from; what one does not say is as above. None given: one
+        site, as above.
+    disk : int or None
+        Bytes of scratch space per node.
     commands_env : mapping of str to str
         Variables for the system's own commands (``SLURM_CONF``), besides those of this process.
+    site_name : str
+        Which of the sites these settings are about, if they are made for one.
 
     Raises
     ------
@@ -91,7 +99,10 @@ class BatchSettings:
     margin: float = 30.0
     patience: float = 300.0
     host: str | None = None
+    sites: tuple[Site, ...] = ()
+    disk: int | None = None
     commands_env: Mapping[str, str] = field(default_factory=dict)
+    site_name: str = ""
 
     def __post_init__(self) -> None:
         if self.mode not in _MODES:
@@ -104,7 +115,57 @@ class BatchSettings:
             _positive(name, getattr(self, name))
         for name in ("python", "scratch", "container"):
             _one_line(name, getattr(self, name))
-        self.request("check")  # refuses what no batch job may ask for
+        names = [site.name for site in self.sites]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise WorkflowError(f"sites: {min(twice)!r} is there twice")
+        for place in self.places().values():
+            place.request("check")  # refuses what no batch job may ask for
+
+    @property
+    def site(self) -> Site:
+        """The one site that these settings are about, every number filled in."""
+        return Site(
+            self.name,
+            queue=self.queue,
+            account=self.account,
+            cores=self.cores,
+            memory=self.memory,
+            walltime=self.walltime,
+            gpus=self.gpus,
+            disk=self.disk,
+            nodes=self.max_nodes,
+            scratch=self.scratch,
+            extra=self.extra,
+        )
+
+    @property
+    def name(self) -> str:
+        """Name of the site that these settings are about."""
+        return self.site_name or self.queue or self.backend.name
+
+    def places(self) -> dict[str, BatchSettings]:
+        """Return the settings of each site by its name, in the order of preference."""
+        if not self.sites:
+            return {self.name: self}
+        return {site.name: self._at(site) for site in self.sites}
+
+    def _at(self, site: Site) -> BatchSettings:
+        said = {
+            name: getattr(site, name)
+            for name in ("account", "cores", "memory", "walltime", "gpus", "disk", "scratch")
+            if getattr(site, name) is not None
+        }
+        return replace(
+            self,
+            sites=(),
+            site_name=site.name,
+            queue=site.queue or site.name,
+            max_nodes=site.nodes or self.max_nodes,
+            min_nodes=min(self.min_nodes, site.nodes or self.max_nodes),
+            extra=(*self.extra, *site.extra),
+            **said,
+        )
 
     def request(self, name: str) -> BatchRequest:
         """Return what a batch job of one whole node asks for."""

@@ -61,15 +61,18 @@ def make_settings(backend: Backend, queue: str | None, given: Mapping[str, Any])
     WorkflowError
         Names the setting.
     """
-    known = set(BatchSettings.__dataclass_fields__) - {"backend", "queue"}
+    known = set(BatchSettings.__dataclass_fields__) - {"backend", "queue", "site_name"}
     unknown = sorted(set(given) - known)
     if unknown:
         raise WorkflowError(f"unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
     said = dict(given)
     if isinstance(said.get("walltime"), str):
         said["walltime"] = float(parse_seconds(said["walltime"], "walltime"))
-    if isinstance(said.get("memory"), str):
-        said["memory"] = parse_bytes(said["memory"], "memory")
+    for name in ("memory", "disk"):
+        if isinstance(said.get(name), str):
+            said[name] = parse_bytes(said[name], name)
+    if "sites" in said:
+        said["sites"] = tuple(said["sites"])
     for name in ("prologue", "extra"):
         if name in said:
             lines: str | Sequence[str] = said[name]
@@ -97,6 +100,8 @@ class Slurm(Batch):
         Workers in allocations, or one batch job per bundle of jobs.
     prologue : str or sequence of str
         Lines of shell that go before everything else: ``"module load python"``.
+    sites : sequence of Site, optional
+        Partitions to choose from: a job goes where it fits. What a site does not say is as here.
     **settings
         ``env``, ``python``, ``scratch``, ``extra`` directives, ``container``, ``idle_seconds``,
         ``margin``, ``patience``, ``poll_seconds``, ``submit_rate``, ``host``.
