@@ -19,15 +19,8 @@ from dataclasses import dataclass
 from pandaflow.core import commands as cmd
 from pandaflow.core import events as ev
 from pandaflow.core.engine import Engine
-from pandaflow.core.model import (
-    Input,
-    Output,
-    Source,
-    SourceSpec,
-    SplitRule,
-    TaskSpec,
-    WorkflowSpec,
-)
+from pandaflow.core.model import Input, Output, Source, SourceSpec, TaskSpec, WorkflowSpec
+from pandaflow.core.policy import SplitRule
 from pandaflow.core.status import RunStatus
 
 #: Transitions of a job that goes well: sent, running, holding, finished.

@@ -54,8 +54,8 @@ if TYPE_CHECKING:
     from pandaflow.core.model import Failure as Failure
     from pandaflow.core.model import File as File
     from pandaflow.core.model import Resources as Resources
-    from pandaflow.core.model import Retry as Retry
-    from pandaflow.core.model import RetryRule as RetryRule
+    from pandaflow.core.policy import Retry as Retry
+    from pandaflow.core.policy import RetryRule as RetryRule
     from pandaflow.executors.outcome import Skip as Skip
     from pandaflow.executors.payload import current_job as current_job
     from pandaflow.hooks import Transition as Transition
@@ -77,7 +77,8 @@ _HOME = {
         "DataError InvalidTransition PandaflowError RunFailed RunLocked RunNotFound SiteError "
         "StoreError StoreUnavailable WorkflowError"
     ),
-    "pandaflow.core.model": "Failure File Resources Retry RetryRule",
+    "pandaflow.core.model": "Failure File Resources",
+    "pandaflow.core.policy": "Retry RetryRule",
     "pandaflow.executors.outcome": "Skip",
     "pandaflow.executors.payload": "current_job",
     "pandaflow.workflows": "Workflow workflow",

@@ -6,10 +6,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pandaflow.core.errors import WorkflowError
-from pandaflow.core.status import JOB_MEANING, JOB_TERMINAL, JobStatus
+from pandaflow.core.status import JOB_LIVE, JOB_MEANING, JOB_TERMINAL, TASK_TERMINAL, JobStatus
 
 if TYPE_CHECKING:
     from pandaflow.store.reader import SqlReader
+
+#: Tasks that are named at most; a run can have thousands.
+_NAMES = 5
 
 
 def explain(reader: SqlReader, run_id: str, task: str, index: int) -> str:
@@ -30,13 +33,32 @@ def explain(reader: SqlReader, run_id: str, task: str, index: int) -> str:
     lines = [f"{task}[{index}] is {status}: {JOB_MEANING[status]}"]
     if row["reason"]:
         lines.append(f"  because: {row['reason']}")
-    lines += [f"  {line}" for line in _waiting(run, about, status)]
+    story = reader.story(run_id, task, index)
+    if status in JOB_LIVE:
+        lines += _site(row, story)
+    upstream = reader.upstream(run_id, task) if status is JobStatus.PENDING else None
+    lines += [f"  {line}" for line in _waiting(run, about, status, upstream)]
     lines += _attempts(reader.attempts(run_id, task, index))
-    lines += _story(reader.story(run_id, task, index))
+    lines += _story(story)
     return "\n".join(lines)
 
 
-def _waiting(run: dict[str, Any], task: dict[str, Any], status: JobStatus) -> list[str]:
+def _site(job: dict[str, Any], story: list[dict[str, Any]]) -> list[str]:
+    """Say where a live job runs, or may run, and why not elsewhere."""
+    said = [event for event in story if _is_placement(event) and event["bundle"] == job["bundle"]]
+    why = said[-1]["reason"] if said else ""
+    if not (said or job["site"]):
+        return []
+    return ["  site: " + "; ".join(part for part in (job["site"] or "not chosen yet", why) if part)]
+
+
+def _is_placement(event: dict[str, Any]) -> bool:
+    return bool(event["kind"] == "bundle_placed")
+
+
+def _waiting(
+    run: dict[str, Any], task: dict[str, Any], status: JobStatus, upstream: set[int] | None
+) -> list[str]:
     if status in JOB_TERMINAL:
         return []
     said = [
@@ -47,10 +69,11 @@ def _waiting(run: dict[str, Any], task: dict[str, Any], status: JobStatus) -> li
         unfinished = [
             f"{t['name']} ({t['jobs'].get('finished', 0)} of {t['n']} finished)"
             for t in run["tasks"]
-            if t["id"] < task["id"] and t["jobs"].get("finished", 0) < t["n"]
+            if (t["id"] < task["id"] if upstream is None else t["id"] in upstream)
+            and t["status"] not in TASK_TERMINAL
         ]
         if unfinished:
-            said.append("tasks before it still work: " + ", ".join(unfinished))
+            said.append("tasks before it still work: " + _some(unfinished))
     if status is JobStatus.READY:
         running = task["jobs"].get("running", 0)
         said.append(f"{running} job(s) of the task run now; it is sent when a slot is near")
@@ -58,11 +81,17 @@ def _waiting(run: dict[str, Any], task: dict[str, Any], status: JobStatus) -> li
     return said
 
 
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:_NAMES])
+    return f"{shown} and {len(names) - _NAMES} more" if len(names) > _NAMES else shown
+
+
 def _attempts(attempts: list[dict[str, Any]]) -> list[str]:
     lines = []
     for attempt in attempts:
         wall = f"{attempt['wall']:.3g} s" if attempt["wall"] is not None else "?"
         where = attempt["worker"] or attempt["executor"] or "?"
+        where += f" at {attempt['site']}" if attempt["site"] else ""
         line = f"  attempt {attempt['attempt']}: {attempt['status']} after {wall} on {where}"
         failure = attempt["failure"]
         if failure:
@@ -79,12 +108,17 @@ def _story(events: list[dict[str, Any]]) -> list[str]:
     lines = ["  story:"] if events else ["  nothing has happened to it yet"]
     for event in events:
         at = time.strftime("%H:%M:%S", time.localtime(event["at"])) + f"{event['at'] % 1:.3f}"[1:]
-        move = (
-            f"{event['start'] or ''} -> {event['finish'] or ''}"
-            if event["finish"]
-            else event["kind"]
-        )
         bundle = f" (bundle {event['bundle']})" if event["bundle"] else ""
         why = f": {event['reason']}" if event["reason"] else ""
-        lines.append(f"    {at}  {move}{bundle}{why}")
+        lines.append(f"    {at}  {_move(event)}{bundle}{why}")
     return lines
+
+
+def _move(event: dict[str, Any]) -> str:
+    site = (event["detail"] or {}).get("site")
+    where = f" at {site}" if site else ""
+    if event["finish"]:
+        return f"{event['start'] or ''} -> {event['finish']}{where}"
+    if _is_placement(event):
+        return f"placed{where}" if where else "may be placed"
+    return str(event["kind"])

@@ -10,11 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pandaflow.core.errors import WorkflowError
-from pandaflow.core.model import (
-    Resources,
-    Retry,
-    SplitRule,
-)
+from pandaflow.core.model import Resources
+from pandaflow.core.policy import Retry, SplitRule
 from pandaflow.core.quantities import parse_bytes, parse_seconds
 
 

@@ -395,6 +395,21 @@ class Channel(Protocol):
         ...
 
 
+@runtime_checkable
+class Adopting(Protocol):
+    """What a session also offers if its workers may outlive their driver."""
+
+    def adopt(self, bundles: Sequence[int]) -> set[int]:
+        """Go on with bundles that an earlier session of the run began; return which.
+
+        Called once, before anything is submitted, with the bundles of this executor that are in
+        flight. Those returned are as if they had been submitted to this session: it reports how
+        they end, and that they have started even if that was reported before. It ends what it
+        finds of earlier sessions besides.
+        """
+        ...
+
+
 class Executor(Protocol):
     """Runs bundles somewhere; may serve several runs at once."""
 

@@ -38,6 +38,7 @@ from pandaflow.data.results import ResultStore
 from pandaflow.executors.outcome import unpack_ended
 from pandaflow.options import Options, change
 from pandaflow.ports import (
+    Adopting,
     Assignment,
     Channel,
     Executor,
@@ -246,7 +247,8 @@ class Runner:
         sources = {source.id: source for source in engine.spec.sources}
         self._items = StoredItems(sources, self._results)
         if self._executors:
-            self._check_executors([task.spec for task in engine.tasks.values()])
+            bodies = [task for loop in engine.spec.loops for task in all_tasks(loop)]
+            self._check_executors([*(task.spec for task in engine.tasks.values()), *bodies])
         return engine
 
     def _check_executors(self, tasks: Iterable[TaskSpec]) -> None:
@@ -263,6 +265,12 @@ class Runner:
                 raise WorkflowError(
                     f"task {task.name!r} asks for container {task.container!r}, and "
                     f"{executor!r} has no container runtime; run it elsewhere or without one"
+                )
+            if task.resources.parallel and not getattr(executor, "multi_node", False):
+                raise WorkflowError(
+                    f"task {task.name!r} asks for {task.resources.nodes} node(s) with "
+                    f"{task.resources.ranks_per_node} rank(s) on each, and {executor!r} starts "
+                    "jobs on one node; run it elsewhere, as with pf.executors.Slurm(mode='batch')"
                 )
 
     def _open_sessions(self, wanted: Set[str | None]) -> None:
@@ -294,20 +302,40 @@ class Runner:
         return {name: self._known_slots.get(name, 0) for name in self._executors}
 
     def _adopt(self, engine: Engine) -> list[ev.Event]:
-        """Settle what was in flight when the last driver ended."""
+        """Settle what was in flight when the last driver ended, but for what goes on."""
         now, events = time.time(), []
+        kept = self._kept(engine)
         for bundle in engine.bundles_in_flight():
-            location = self._results.find(bundle.id)
-            event: ev.Event | None = None
-            if location is not None:
-                try:
-                    event = unpack_ended(self._results.header(location)["report"])
-                except DataError as error:
-                    logger.warning("%s: %s", self._run, error)
-            if event is None or _in_part(event):
+            event = self._end_of(bundle.id)
+            if event is None and bundle.id not in kept:
                 event = ev.BundleLost(now, bundle.id, "its driver ended", None, charged=False)
-            events.append(event)
+            if event is not None:
+                events.append(event)
         return events
+
+    def _kept(self, engine: Engine) -> set[int]:
+        """Return the bundles that sessions have taken over from the last driver's."""
+        flying: dict[str, list[int]] = {}
+        for bundle in engine.bundles_in_flight():
+            flying.setdefault(bundle.executor, []).append(bundle.id)
+        kept: set[int] = set()
+        for name, session in self._sessions.items():
+            if isinstance(session, Adopting):
+                kept |= session.adopt(flying.get(name, []))
+        return kept
+
+    def _end_of(self, bundle: int) -> ev.Event | None:
+        """Return how a bundle ended, if it left its values."""
+        location = self._results.find(bundle)
+        if location is None:
+            return None
+        try:
+            event = unpack_ended(self._results.header(location)["report"])
+        except DataError as error:
+            logger.warning("%s: %s", self._run, error)
+            return None
+        # One that left something running or undone is begun again as a whole.
+        return event if event.detached is None else None
 
     def _close(self, kill: bool) -> None:
         errors: list[Exception] = []
@@ -407,6 +435,9 @@ class Runner:
             tasks = list(all_tasks(event.fragment))
             self._check_executors(tasks)
             self._open_sessions({task.executor for task in tasks})
+        if isinstance(event, ev.RetryRequested) and event.resources and self._executors:
+            chosen = [t for t in engine.tasks.values() if event.task in (None, t.spec.id)]
+            self._check_executors([t.spec.changed(resources=event.resources) for t in chosen])
         return [event]
 
 
@@ -483,11 +514,6 @@ def task_id(engine: Engine, name: str) -> int:
 
 def _is_new(state: RunState) -> bool:
     return state.status == RunStatus.DEFINED and not state.bundles
-
-
-def _in_part(event: ev.Event) -> bool:
-    """A bundle that left something running or undone is begun again as a whole."""
-    return isinstance(event, ev.BundleEnded) and event.detached is not None
 
 
 def _divide(commands: Sequence[cmd.Command]) -> tuple[list[cmd.Record], list[cmd.Action]]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pandaflow.core.graph import Compiled
     from pandaflow.display.drawing import Picture
     from pandaflow.hooks import Transition
-    from pandaflow.plan import Plan
+    from pandaflow.plan import DryRun, Plan
 
 Callback = Callable[["Transition"], None]
 
@@ -201,6 +201,19 @@ class Workflow:
         from pandaflow.plan import plan
 
         return plan(self._spec, self._trace.blobs, places.results_root(places.open_store(store)))
+
+    def dry_run(
+        self, executor: Any = None, executors: Mapping[str, Any] | None = None, store: Any = None
+    ) -> DryRun:
+        """Tell what :meth:`run` would do and which batch scripts it would submit.
+
+        Nothing is submitted or written. Arguments are those of :meth:`run`; the result shows
+        itself in terminals and notebooks and has ``rows``, ``drafts`` and ``homeless``.
+        """
+        from pandaflow.plan import dry_run
+
+        picked = places.pick_executors(executor, executors)
+        return dry_run(self._spec, self._trace.blobs, picked, store)
 
     def __repr__(self) -> str:
         known = [n for n in self._sizes().values()]

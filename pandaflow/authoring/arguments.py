@@ -20,7 +20,8 @@ from pandaflow.authoring.collections import (
 from pandaflow.authoring.trace import Trace
 from pandaflow.core import chunking
 from pandaflow.core.errors import WorkflowError
-from pandaflow.core.model import Dataset, File, Input, Output, SplitRule, TaskSpec
+from pandaflow.core.model import Dataset, File, Input, Output, TaskSpec
+from pandaflow.core.policy import SplitRule
 from pandaflow.core.signature import UNKNOWN, describe, incompatible
 from pandaflow.core.template import Slot
 from pandaflow.options import Options

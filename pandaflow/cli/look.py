@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,13 +65,16 @@ def status(ctx: click.Context, /, run_id: str, store: str | None, as_json: bool)
       pandaflow status last
       pandaflow status 3f2a --json | jq '.tasks[] | {name, status}'
     """
+    from pandaflow.display.snapshot import parse_run
+
     run = attach(ctx, run_id, store)
     summary = run.summary()
     if as_json:
         echo_json(summary)
         return
     click.echo(f"{summary['id']}  {summary['name']}  {summary['status']}")
-    echo_table(("name", "status", "jobs", "reason"), summary["tasks"])
+    tasks = (asdict(task) for task in parse_run(summary).shown)
+    echo_table(("name", "status", "jobs", "reason"), tasks)
     if run.orphaned:
         click.echo(f"nobody drives it: pandaflow resume {run.id}")
 
@@ -91,11 +95,17 @@ def jobs(ctx: click.Context, /, run_id: str, store: str | None, as_json: bool, *
       pandaflow jobs last --status failed
       pandaflow jobs last --task fill --json | jq '.[].wall'
     """
-    rows = attach(ctx, run_id, store).jobs(**only)
+    run = attach(ctx, run_id, store)
+    rows = run.jobs(**only)
     if as_json:
         echo_json_rows(rows)
     else:
-        echo_table(JOB_COLUMNS, rows)
+        echo_table(_job_columns(with_site=bool(run._reader.sites(run.id))), rows)
+
+
+def _job_columns(*, with_site: bool) -> tuple[str, ...]:
+    """Return the columns of a table of jobs: few runs go to several sites."""
+    return (*JOB_COLUMNS[:-1], "site", JOB_COLUMNS[-1]) if with_site else JOB_COLUMNS
 
 
 @click.command()

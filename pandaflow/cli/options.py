@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pandaflow.core.errors import WorkflowError
+
 if TYPE_CHECKING:
     from pandaflow.client import Run
 
@@ -15,6 +17,22 @@ store_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+executor_option = click.option(
+    "--executor",
+    multiple=True,
+    metavar="[NAME=]WHERE",
+    help="local (processes), threads, sync (no concurrency), dask:ADDRESS, slurm:PARTITION, "
+    "sge:QUEUE, pbs:QUEUE, lsf:QUEUE, htcondor, FILE.py:NAME (an executor, or a function that "
+    "makes one) or the name of an installed one. Batch systems take settings: "
+    "'slurm:main?walltime=2h&cores=16&max_nodes=4' (default: 1 core, 1 h, at most 10 nodes). "
+    "Again with NAME= for tasks that name an executor. Default: local.",
+)
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Processes (local) or threads (threads). Default: the cores of this machine.",
+)
 task_option = click.option("--task", metavar="TASK", help="Only this task.")
 run_argument = click.argument("run_id", metavar="RUN")
 
@@ -38,16 +56,33 @@ def attach(ctx: click.Context, run_id: str, store: str | None) -> Run:
     return client.attach(run_id, store=store_of(ctx, store))
 
 
-def executor_of(ctx: click.Context, options: Mapping[str, Any]) -> Any:
-    """Return the executor that ``--executor`` and ``--workers`` name.
+def places_of(ctx: click.Context, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``executor`` and ``executors`` as ``--executor`` and ``--workers`` say.
 
-    It is closed with the command and not at the interpreter's exit: by then the threads that
-    Dask would close it with are gone.
+    They are closed with the command and not at the interpreter's exit: by then the threads that
+    Dask would close them with are gone.
     """
-    from pandaflow.cli.places import parse_executor
+    from pandaflow.cli.places import parse_places
 
-    made = parse_executor(options["executor"], options["workers"])
-    close = getattr(made, "close", None)
-    if close is not None:
-        ctx.call_on_close(close)
-    return made
+    given = options["executor"] or ()
+    made = parse_places((given,) if isinstance(given, str) else given, options["workers"])
+    for executor in made.all():
+        close = getattr(executor, "close", None)
+        if close is not None:
+            ctx.call_on_close(close)
+    return {"executor": made.executor, "executors": made.executors}
+
+
+def executor_of(ctx: click.Context, options: Mapping[str, Any]) -> Any:
+    """Return the one executor that ``--executor`` and ``--workers`` name.
+
+    Raises
+    ------
+    WorkflowError
+        An executor for tasks that name one was given to a command that takes none.
+    """
+    made = places_of(ctx, options)
+    if made["executors"]:
+        name = next(iter(made["executors"]))
+        raise WorkflowError(f"--executor {name}=...: this command takes one without a name")
+    return made["executor"]

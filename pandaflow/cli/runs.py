@@ -9,11 +9,13 @@ import click
 
 from pandaflow.cli import loading, parameters
 from pandaflow.cli.options import (
-    executor_of,
+    executor_option,
     json_option,
+    places_of,
     quiet_option,
     store_of,
     store_option,
+    workers_option,
 )
 from pandaflow.cli.output import echo_json
 
@@ -27,18 +29,8 @@ def execution_options(command: F) -> F:
     """Add the options that say where and how to run."""
     for option in reversed(
         [
-            click.option(
-                "--executor",
-                metavar="WHERE",
-                help="local (processes), threads, sync (no concurrency), dask:ADDRESS, or the "
-                "name of an installed one. Default: local.",
-            ),
-            click.option(
-                "--workers",
-                type=click.IntRange(1),
-                metavar="N",
-                help="Processes (local) or threads (threads). Default: the cores of this machine.",
-            ),
+            executor_option,
+            workers_option,
             store_option,
             click.option("--name", metavar="TEXT", help="A name for the run."),
             json_option,
@@ -87,12 +79,16 @@ def _help_row(ctx: click.Context, option: click.Parameter) -> tuple[str, str]:
 @click.command(
     cls=RunCommand,
     context_settings={"ignore_unknown_options": True},
-    epilog="Exit codes: 0 done, 1 jobs failed, 2 bad request, 130 Ctrl-C (cancelled), "
-    "143 SIGTERM (can be resumed).",
+    epilog="Exit codes: 0 done, 1 jobs failed, 2 bad request (or, with --dry-run, a task that fits "
+    "nowhere), 130 Ctrl-C (cancelled), 143 SIGTERM (can be resumed).",
 )
 @click.argument("target", metavar="FILE.py:WORKFLOW")
 @click.argument("texts", nargs=-1, type=click.UNPROCESSED, metavar="[--PARAM VALUE]...")
-@click.option("--dry-run", is_flag=True, help="Tell what would run, and run nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Tell what would run and print the batch scripts; run and submit nothing.",
+)
 @click.option(
     "-P",
     "settings",
@@ -121,24 +117,32 @@ def run(
       pandaflow run analysis.py:zmumu --help
       pandaflow run analysis.py:zmumu --sample 'files:data/*.root' --dry-run
       pandaflow run sweep.py --executor dask:tcp://head:8786 --json > run.json
+      pandaflow run sweep.py --executor 'slurm:main?walltime=2h&cores=16' --dry-run
+      pandaflow run sweep.py --executor local --executor hpc=site.py:perlmutter
     """
     workflow = loading.load_target(target)
     words = [*texts, *parameters.split_settings(settings)]
     args, kwargs = parameters.arguments(workflow, target, words)
     made = loading.calling(f"workflow {workflow.name!r}", lambda: workflow(*args, **kwargs))
     if options.pop("dry_run"):
-        show_plan(made, store_of(ctx, options["store"]), as_json=options["as_json"])
+        show_plan(ctx, made, **options)
     else:
         start(ctx, made, **options)
 
 
-def show_plan(workflow: Workflow, store: str | None, *, as_json: bool) -> None:
-    """Tell what a run would do."""
-    plan = workflow.plan(store)
-    if as_json:
-        echo_json(plan.rows)
+def show_plan(ctx: click.Context, workflow: Workflow, **options: Any) -> None:
+    """Tell what a run would do, and which batch scripts it would submit.
+
+    Exits with 2 if some task fits nowhere.
+    """
+    found = workflow.dry_run(**places_of(ctx, options), store=store_of(ctx, options["store"]))
+    if options["as_json"]:
+        echo_json(found.rows)
     else:
-        click.echo(str(plan))
+        click.echo(str(found))
+    if found.homeless:
+        click.echo(f"pandaflow: {found.complaint()}", err=True)
+        ctx.exit(2)
 
 
 def start(
@@ -159,7 +163,7 @@ def start(
 
     try:
         run = workflow.submit(
-            executor=executor_of(ctx, options),
+            **places_of(ctx, options),
             store=store_of(ctx, options["store"]),
             name=options["name"],
         )

@@ -107,6 +107,10 @@ def resume(ctx: click.Context, /, run_id: str, **options: Any) -> None:
 @click.option("--memory", metavar="SIZE", help="For the jobs tried again: '4 GiB'.")
 @click.option("--walltime", metavar="TIME", help="For the jobs tried again: '2 h'.")
 @click.option("--cores", type=click.IntRange(1), metavar="N", help="For the jobs tried again.")
+@click.option("--nodes", type=click.IntRange(1), metavar="N", help="For the jobs tried again.")
+@click.option(
+    "--ranks-per-node", type=click.IntRange(1), metavar="N", help="For the jobs tried again."
+)
 @click.option("--retries", type=click.IntRange(0), metavar="N", help="For the jobs tried again.")
 @click.option("--executor", metavar="WHERE", help="As for 'pandaflow run'.")
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="As for 'pandaflow run'.")
@@ -125,7 +129,7 @@ def retry(
       pandaflow retry last --task fill --memory '4 GiB'
       pandaflow retry last --task merge --restart
     """
-    names = ("memory", "walltime", "cores", "retries")
+    names = ("memory", "walltime", "cores", "nodes", "ranks_per_node", "retries")
     changes = {name: options[name] for name in names if options[name] is not None}
     run = attach(ctx, run_id, options["store"])
     run.retry(task=task, restart=restart, executor=executor_of(ctx, options), **changes)

@@ -7,7 +7,7 @@ not tell (None) turn nobody away.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 from pandaflow.core.errors import WorkflowError
@@ -68,12 +68,14 @@ class Site:
                     put(self, field, parse_bytes(getattr(self, field), field))
             if self.walltime is not None:
                 put(self, "walltime", parse_seconds(self.walltime, "walltime"))
+            for field in ("memory", "walltime"):
+                if getattr(self, field) == 0:
+                    raise WorkflowError(f"{field} is 0: no job could run there")
             for field, least in (("cores", 1), ("nodes", 1), ("gpus", 0)):
                 _whole(field, getattr(self, field), least)
+            put(self, "extra", _lines(self.extra))
         except WorkflowError as error:
             raise WorkflowError(f"site {self.name!r}: {error}") from None
-        extra = (self.extra,) if isinstance(self.extra, str) else tuple(self.extra)
-        put(self, "extra", extra)
 
 
 def _whole(name: str, value: object, least: int) -> None:
@@ -81,6 +83,15 @@ def _whole(name: str, value: object, least: int) -> None:
         isinstance(value, bool) or not isinstance(value, int) or value < least
     ):
         raise WorkflowError(f"{name}={value!r}: give a whole number of at least {least}")
+
+
+def _lines(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    lines = tuple(value) if isinstance(value, Iterable) else (value,)
+    if not all(isinstance(line, str) for line in lines):
+        raise WorkflowError(f"extra={value!r}: give a list of directives")
+    return lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +134,7 @@ class Ranking:
             weights = ", ".join(f"{site.name} (weight {weight:.2g})" for site, weight in self.sites)
             said.append(f"may run at {weights}")
         said += [f"not at {name}: {why}" for name, why in self.refused.items()]
-        return "; ".join(said)
+        return "; ".join(said) or "no site is known"
 
 
 def misfit(resources: Resources, site: Site) -> str:

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pandaflow.core.errors import WorkflowError
-from pandaflow.core.model import File, SplitRule
+from pandaflow.core.model import File
+from pandaflow.core.policy import SplitRule
 
 
 class ChunkMap(Protocol):
@@ -35,10 +36,6 @@ class ChunkMap(Protocol):
         """Return the jobs ``[first, last)`` that read any item of ``[lo, hi)``."""
         ...
 
-    def ready_jobs(self, n_items: int) -> int:
-        """Return how many jobs, from the first, need only the first ``n_items`` items."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
 class NoItems:
@@ -53,10 +50,6 @@ class NoItems:
     def jobs(self, lo: int, hi: int) -> tuple[int, int]:
         """No jobs."""
         return (0, 0)
-
-    def ready_jobs(self, n_items: int) -> int:
-        """All of them."""
-        return self.n_jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +73,6 @@ class Fixed:
         """[lo // size, ceil(hi / size))."""
         return (lo // self.size, -(-hi // self.size)) if hi > lo else (0, 0)
 
-    def ready_jobs(self, n_items: int) -> int:
-        """Whole chunks, and the short last one when all items count."""
-        return self.n_jobs if n_items >= self.n_items else n_items // self.size
-
 
 @dataclass(frozen=True, slots=True)
 class Even:
@@ -102,12 +91,6 @@ class Even:
     def jobs(self, lo: int, hi: int) -> tuple[int, int]:
         """From the job of the first item to that of the last."""
         return (self._job_of(lo), self._job_of(hi - 1) + 1) if hi > lo else (0, 0)
-
-    def ready_jobs(self, n_items: int) -> int:
-        """Jobs whose upper bound is not above ``n_items``."""
-        if n_items >= self.n_items:
-            return self.n_jobs
-        return ((n_items + 1) * self.n_jobs - 1) // self.n_items
 
 
 @dataclass(slots=True)
@@ -130,10 +113,6 @@ class Bounds:
         if hi <= lo:
             return (0, 0)
         return (bisect_right(self.bounds, lo) - 1, min(bisect_left(self.bounds, hi), self.n_jobs))
-
-    def ready_jobs(self, n_items: int) -> int:
-        """By bisection."""
-        return bisect_right(self.bounds, n_items) - 1
 
     def append(self, size: int) -> None:
         """Add one job that reads the next ``size`` items."""

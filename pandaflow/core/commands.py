@@ -109,8 +109,24 @@ class BundleSent:
 
 
 @dataclass(frozen=True, slots=True)
+class BundleSited:
+    """A bundle in flight was given a site, or may go to several (``site`` is empty then).
+
+    No job changes its state by it.
+    """
+
+    at: float
+    bundle: int
+    task: int
+    jobs: Jobs
+    attempt: int
+    site: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class BundleRunning:
-    """The jobs of a bundle became ``running`` on a worker."""
+    """The jobs of a bundle became ``running`` on a worker; ``site``: where that is, if told."""
 
     at: float
     bundle: int
@@ -118,6 +134,7 @@ class BundleRunning:
     jobs: Jobs
     attempt: int
     worker: str = ""
+    site: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +202,7 @@ Record: TypeAlias = (
     | ItemsRecorded
     | StreamGrew
     | BundleSent
+    | BundleSited
     | BundleRunning
     | BundleFinished
     | JobsMoved

@@ -21,6 +21,7 @@ from pandaflow.core.model import (
     Output,
     Scattered,
     Source,
+    TaskSpec,
 )
 
 
@@ -294,3 +295,14 @@ def loops_in(dataset: Dataset) -> Iterator[int]:
             case Choice(then=then, otherwise=otherwise):
                 yield from loops_in(then)
                 yield from loops_in(otherwise)
+
+
+def upstream_of(spec: TaskSpec) -> set[int] | None:
+    """Return the tasks that a task names as its inputs, barriers and gates.
+
+    None if it reads what a loop comes to: the tasks behind that change from turn to turn.
+    """
+    given = [*(slot.dataset for slot in spec.inputs), *spec.after]
+    if any(True for dataset in given for _ in loops_in(dataset)):
+        return None
+    return {task for dataset in given for task in makers(dataset)} | {g for g, _ in spec.guards}

@@ -81,6 +81,8 @@ class Engine(Steering):
                 self._bundle_started(event)
             case ev.BundleLost():
                 self._bundle_lost(event)
+            case ev.BundlePlaced():
+                self._bundle_placed(event)
             case ev.FragmentAppended():
                 self._append(event)
             case ev.RunStarted():
@@ -124,18 +126,23 @@ class Engine(Steering):
         if self.status is RunStatus.DEFINED:
             self._move_run(RunStatus.RUNNING, "driven")
 
+    def _bundle_placed(self, event: ev.BundlePlaced) -> None:
+        bundle = self._bundles.get(event.bundle)
+        if bundle is None:
+            return
+        about = (bundle.id, bundle.task, bundle.jobs, bundle.attempt)
+        self._out.append(cmd.BundleSited(event.at, *about, event.site, event.reason))
+
     def _bundle_started(self, event: ev.BundleStarted) -> None:
         bundle = self._bundles.get(event.bundle)
         if bundle is not None and not bundle.started:
-            self._start(bundle, event.at, event.worker)
+            self._start(bundle, event.at, event.worker, event.site)
 
-    def _start(self, bundle: BundleRun, at: float, worker: str) -> None:
+    def _start(self, bundle: BundleRun, at: float, worker: str, site: str = "") -> None:
         bundle.started = True
-        task = self.tasks[bundle.task]
-        task.table.move(bundle.jobs, RUNNING)
-        self._out.append(
-            cmd.BundleRunning(at, bundle.id, task.spec.id, bundle.jobs, bundle.attempt, worker)
-        )
+        self.tasks[bundle.task].table.move(bundle.jobs, RUNNING)
+        about = (bundle.id, bundle.task, bundle.jobs, bundle.attempt)
+        self._out.append(cmd.BundleRunning(at, *about, worker, site))
 
     def _bundle_ended(self, event: ev.BundleEnded) -> None:
         bundle = self._bundles.get(event.bundle)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from pandaflow.core.model import Failure, Fragment, Resources, Retry
+from pandaflow.core.model import Failure, Fragment, Resources
+from pandaflow.core.policy import Retry
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +29,33 @@ class SlotsChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class BundlePlaced:
+    """An executor has chosen a site for a bundle, or says which sites may take it.
+
+    Attributes
+    ----------
+    at : float
+    bundle : int
+    site : str
+        Where it will run; empty while several may take it.
+    reason : str
+        In one line: where it may run, and why not elsewhere (``Ranking.describe``).
+    """
+
+    at: float
+    bundle: int
+    site: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class BundleStarted:
-    """A worker has begun with a bundle."""
+    """A worker has begun with a bundle, at a site if the executor has several."""
 
     at: float
     bundle: int
     worker: str = ""
+    site: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +240,7 @@ class RetryRequested:
 Event: TypeAlias = (
     RunStarted
     | SlotsChanged
+    | BundlePlaced
     | BundleStarted
     | BundleEnded
     | BundleLost

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pandaflow.core.model import Failure, Resources, Retry, RetryRule
+from pandaflow.core.model import Failure, Resources
+from pandaflow.core.policy import Retry, RetryRule
 
 #: A job whose worker vanished so often is taken to be the cause, and fails.
 MAX_LOST = 3
+#: Kind of a failure that another attempt cannot mend: no site can run the job as it is.
+UNFIT = "unfit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,8 @@ def decide(
 ) -> Again | GiveUp:
     """Decide what follows a failed attempt.
 
+    A job that no site can run (``unfit``) is given up at once, unless a rule speaks of that.
+
     Parameters
     ----------
     failure : Failure
@@ -47,11 +52,13 @@ def decide(
     charged, lost : int
         Charged failures and uncharged losses of the job, this one included.
     """
+    rule = next((rule for rule in retry.rules if matching(rule, failure)), None)
+    if failure.kind == UNFIT and rule is None:
+        return GiveUp(failure.message)
     if not failure.charged:
         if lost >= MAX_LOST:
             return GiveUp(f"{failure.message} ({lost} times)")
         return Again(0.0, resources, failure.message)
-    rule = next((rule for rule in retry.rules if matching(rule, failure)), None)
     if rule is not None and rule.action == "fail":
         return GiveUp(f"{failure.message} (rule {rule.match!r}: fail)")
     limit = retry.retries

@@ -43,8 +43,8 @@ _WATCH_S = 0.5
 _CANCEL_S = 0.9
 
 Key = tuple[str | int, ...]
-#: Priority, and the worker that holds a job to be joined ("": any worker will do).
-Place = tuple[int, str]
+#: Priority, the worker that holds a job to be joined ("": any will do), and resources of Dask.
+Place = tuple[int, str, tuple[tuple[str, float], ...]]
 Cause = Callable[[str], str]
 
 
@@ -152,7 +152,8 @@ class DaskSession:
             self._roll.add(assignment.spec)
             node = self._node(key, assignment, dependencies)
             where = self._detached.pop(assignment.emit.join or 0, "")
-            layers[(_rank(assignment.emit.priority), where)][key] = node
+            place = (_rank(assignment.emit.priority), where, tuple(self._needs(assignment).items()))
+            layers[place][key] = node
         wanted = [self._keys[assignment.emit.bundle] for assignment in assignments]
         fresh = [key for key, _ in self._payloads.values() if key in dependencies]
         futures = self._client.get(
@@ -232,6 +233,11 @@ class DaskSession:
     def _key(self, assignment: Assignment) -> Key:
         spec = assignment.spec
         return (f"{spec.name}-{spec.token}", spec.jobs[0], f"{self._run}/{spec.bundle}")
+
+    def _needs(self, assignment: Assignment) -> Mapping[str, float]:
+        """Return the resources of Dask that a worker must have; this cluster's have none."""
+        del assignment
+        return {}
 
     def _node(self, key: Key, assignment: Assignment, extra: dict[Key, Any]) -> Task:
         refs = [self._value_of(bundle, location, extra) for bundle, location in assignment.deps]
@@ -392,10 +398,12 @@ class DaskSession:
 
 
 def _graph(layers: Mapping[Place, Mapping[Key, Any]], extra: Mapping[Key, Any]) -> HighLevelGraph:
-    """Put nodes of one priority into one layer, so that the priority is said once."""
+    """Put nodes of one priority and place into one layer, so that these are said once."""
     parts: dict[str, Any] = {}
-    for number, ((priority, worker), nodes) in enumerate(layers.items()):
+    for number, ((priority, worker, needs), nodes) in enumerate(layers.items()):
         annotations: dict[str, Any] = {"priority": priority}
+        if needs:
+            annotations["resources"] = dict(needs)
         if worker:
             # Elsewhere only if that worker is gone; there the job is reported as lost.
             annotations |= {"workers": [worker], "allow_other_workers": True}

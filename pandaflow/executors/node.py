@@ -7,6 +7,7 @@ run's topic, so that values stay on the workers and only outcomes reach the driv
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Sequence
@@ -17,10 +18,14 @@ from pandaflow.executors import channel, supervise
 from pandaflow.executors import payload as payloads
 from pandaflow.executors.supervise import is_cancelled
 
+#: A task that nobody holds may vanish before its end.
+_LEAVING: set[asyncio.Future[None]] = set()
 #: Set in worker processes that PandaFlow starts for itself: they may end to stop a job.
 OWN_WORKER = "PANDAFLOW_WORKER"
 #: Set in pilots: seconds since the epoch after which no job should run any more.
 PILOT_UNTIL = "PANDAFLOW_PILOT_UNTIL"
+#: A resource that workers have who turned a job down because they have too little time left.
+CUT_SHORT = "cut_short"
 
 
 def run_node(spec: BundleSpec, topic: str, payload: bytes, *deps: BundleValues) -> BundleValues:
@@ -44,23 +49,43 @@ def run_node(spec: BundleSpec, topic: str, payload: bytes, *deps: BundleValues) 
 
 
 def _check_time(worker: Any, spec: BundleSpec) -> None:
-    """Send a job elsewhere that cannot end before its pilot must; the pilot then drains."""
+    """Send a job elsewhere that cannot end before its pilot must; shorter ones may still come."""
     until, wanted = os.environ.get(PILOT_UNTIL), spec.resources.walltime
-    if until is None or wanted is None or time.time() + wanted <= float(until):
+    if until is None or wanted is None:
+        return
+    left = float(until) - time.time()
+    if left >= wanted:
         return
     from distributed import Reschedule
+    from distributed.utils import sync
 
-    worker.loop.add_callback(drain, worker)
-    time.sleep(0.2)  # until the scheduler knows, or it would come back here at once
+    # Only the scheduler is told: nodes that it has sent here already come by and are sent on.
+    less = {"walltime": left, CUT_SHORT: 1.0}
+    sync(worker.loop, worker.scheduler.set_resources, worker=worker.address, resources=less)
     raise Reschedule
 
 
-def drain(worker: Any) -> None:
-    """Take no more nodes on a worker; those that run go on. Called in its event loop."""
+async def leave(worker: Any, reason: str) -> None:
+    """Take no more nodes on a worker, and end when those that run have ended."""
     from distributed.core import Status
 
     if worker.status == Status.running:
         worker.status = Status.paused
+    while worker.state.executing_count:
+        await asyncio.sleep(0.1)
+    await worker.close(timeout=2, reason=reason)
+
+
+def begin_leaving(worker: Any, reason: str) -> None:
+    """Make a worker leave soon; called in its event loop."""
+    task = asyncio.ensure_future(leave(worker, reason))
+    _LEAVING.add(task)
+    task.add_done_callback(_LEAVING.discard)
+
+
+async def send_away(dask_worker: Any) -> None:
+    """Make a worker leave; the scheduler calls it in the worker's event loop."""
+    begin_leaving(dask_worker, "its pilot is not needed any more")
 
 
 def load_node(results: str, location: str) -> BundleValues:

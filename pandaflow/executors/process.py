@@ -16,7 +16,7 @@ from typing import IO, Any
 import psutil
 
 from pandaflow.core.model import Failure
-from pandaflow.executors.supervise import tree, tree_pss
+from pandaflow.executors.memory import tree, tree_pss
 
 #: Seconds between SIGTERM and SIGKILL: for a command over its limits, and on cancel.
 GRACE, CANCEL_GRACE = 2.0, 0.3

@@ -15,18 +15,16 @@ import ctypes
 import os
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic, perf_counter
 from typing import Any, Literal
 
-import psutil
-
 from pandaflow.core.model import Failure, Resources
 from pandaflow.executors import channel
 from pandaflow.executors.channel import STOPPED, Ask
+from pandaflow.executors.memory import own_rss, pss, younger_pss
 
 #: Seconds between two looks at a payload thread, and how long a stopped job may take to react.
 PERIOD, GRACE = 0.1, 0.5
@@ -301,87 +299,6 @@ def forget(run: str) -> None:
 # --- memory -----------------------------------------------------------------------------
 
 
-_PAGE, _TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
-
-
-def tree(pid: int) -> list[int]:
-    """Return a process and all that descend from it."""
-    pids, at = [pid], 0
-    while at < len(pids):
-        pids += _children(pids[at])
-        at += 1
-    return pids
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        found: list[int] = []
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with suppress(OSError), open(f"/proc/{pid}/task/{thread}/children") as file:
-                found += map(int, file.read().split())
-        return found
-    except OSError:
-        return _children_elsewhere(pid)
-
-
-def _children_elsewhere(pid: int) -> list[int]:
-    """Slower, and where there is no /proc."""
-    if os.path.isdir("/proc/self"):
-        return []
-    with suppress(psutil.Error):
-        return [child.pid for child in psutil.Process(pid).children()]
-    return []
-
-
-def own_rss() -> int:
-    """Return the resident set size (bytes) of this process; much cheaper than its PSS."""
-    try:
-        with open("/proc/self/statm", "rb", buffering=0) as file:
-            return int(file.read().split()[1]) * _PAGE
-    except OSError:
-        return int(psutil.Process().memory_info().rss)
-
-
-def tree_pss(pid: int) -> int:
-    """Return the proportional set size (bytes) of a process and its descendants."""
-    return sum(map(_pss, tree(pid)))
-
-
-def _pss(pid: int) -> int:
-    try:
-        memory = psutil.Process(pid).memory_full_info()
-    except (psutil.Error, OSError):
-        return 0
-    return int(getattr(memory, "pss", 0) or getattr(memory, "uss", memory.rss))
-
-
-def _younger_pss(age: float) -> int:
-    """Return the PSS (bytes) of descendants born in the last ``age`` seconds.
-
-    Older ones are not the job's: other workers, say, where jobs run in the driver's process.
-    """
-    slack = 0.02  # births are told in clock ticks of 10 ms
-    pids = [pid for pid in tree(os.getpid())[1:] if _age(pid) <= age + slack]
-    return sum(map(_pss, pids))
-
-
-def _age(pid: int) -> float:
-    """Return for how many seconds a process has lived; infinite if it does not."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            born = int(file.read().rpartition(b")")[2].split()[19]) / _TICKS
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - born
-    except OSError:
-        return _age_elsewhere(pid)
-
-
-def _age_elsewhere(pid: int) -> float:
-    try:
-        return time.time() - float(psutil.Process(pid).create_time())
-    except psutil.Error:
-        return float("inf")
-
-
 class _Gauge:
     """Growth of this process since the running job began, and what its children use."""
 
@@ -395,10 +312,10 @@ class _Gauge:
         if now < self._next or (self._limit is None and now - track.began < MEASURE_AFTER):
             return None
         self._next = now + (PERIOD if self._limit is not None else MEASURE_EVERY)
-        own = _pss(os.getpid())
+        own = pss(os.getpid())
         if base is None:
             base = track.base = own - (own_rss() - rss)
-        growth = max(own - base, 0) + _younger_pss(perf_counter() - track.began)
+        growth = max(own - base, 0) + younger_pss(perf_counter() - track.began)
         if track.position == position:
             track.weighed = True
             track.peaks[position] = max(growth, track.peaks.get(position, 0))

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import signal
 import threading
 from typing import Any
 
-from pandaflow.executors.node import OWN_WORKER, drain
+from pandaflow.executors.node import OWN_WORKER, begin_leaving
 
 #: The driver, and a person who asks how it goes, come before payloads.
 _NICE = 5
@@ -24,6 +25,8 @@ _QUIET = {
     "distributed.worker.memory.monitor-interval": "500ms",
     "distributed.admin.tick.interval": "500ms",
 }
+
+_TIME_IS_UP = "the time of its pilot is up"
 
 
 def _end_with_parent() -> None:
@@ -44,21 +47,24 @@ async def _serve(options: argparse.Namespace) -> None:
         name=options.name,
         local_directory=options.local_directory,
         memory_limit=options.memory_limit,
+        resources=options.resources,
+        security=_security(options.tls),
         dashboard=False,
         dashboard_address=None,
     )
     async with worker:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGUSR1, lambda: asyncio.ensure_future(_go(worker)))
+        loop.add_signal_handler(signal.SIGUSR1, begin_leaving, worker, _TIME_IS_UP)
         await worker.finished()
 
 
-async def _go(worker: Any) -> None:
-    """End when the nodes that run have ended; a pilot whose time is up asks for it."""
-    drain(worker)
-    while worker.state.executing_count:
-        await asyncio.sleep(0.1)
-    await worker.close(timeout=2, reason="the time of its pilot is up")
+def _security(folder: str | None) -> Any:
+    """Return how to talk to the scheduler: in clear, or with the certificate in ``folder``."""
+    if folder is None:
+        return None
+    from pandaflow.executors.tls import load
+
+    return load(folder)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -69,6 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--name", default=None)
     parser.add_argument("--local-directory", default=None)
     parser.add_argument("--memory-limit", default="auto")
+    parser.add_argument("--resources", type=json.loads, help="what a node may ask for, as JSON")
+    parser.add_argument("--tls", metavar="FOLDER", help="with ca.pem, cert.pem and key.pem")
     options = parser.parse_args(arguments)
     os.environ[OWN_WORKER] = "1"
     if hasattr(os, "nice"):

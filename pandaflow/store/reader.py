@@ -13,6 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from pandaflow.core.datasets import upstream_of
 from pandaflow.core.errors import RunNotFound, StoreError
 from pandaflow.core.status import JOB_CODE, JOB_CODES, JOB_LIVE, JobStatus
 from pandaflow.store.database import Database
@@ -27,6 +28,7 @@ from pandaflow.store.schema import (
     runs,
     tasks,
 )
+from pandaflow.store.spec import parse_task
 
 Row = dict[str, Any]
 
@@ -46,7 +48,7 @@ _JOB_COLUMNS = (
     jobs.c.bundle,
     bundles.c.worker,
     bundles.c.executor,
-    jobs.c.site,
+    bundles.c.site,
     sa.func.coalesce(attempts.c.started, bundles.c.started),
     attempts.c.wall,
     attempts.c.cpu,
@@ -195,6 +197,25 @@ class SqlReader:
             )
             found = connection.execute(query.order_by(events.c.seq)).mappings()
             return [dict(row) for row in found if not row["jobs"] or index in row["jobs"]]
+
+    def upstream(self, run_id: str, task: str) -> set[int] | None:
+        """Ids of the tasks that a task reads, waits for or is decided by; None: cannot tell.
+
+        It cannot for a task that reads what a loop comes to.
+        """
+        with self._database.read() as connection:
+            number, run = find_run(connection, run_id)
+            found = _task_row(connection, number, task).id
+            query = sa.select(tasks.c.spec).where(tasks.c.run == number, tasks.c.id == found)
+            return upstream_of(parse_task(connection.execute(query).scalar(), run))
+
+    def sites(self, run_id: str) -> list[str]:
+        """Names of the sites that jobs of the run were given, by name."""
+        b = bundles.c
+        with self._database.read() as connection:
+            number, _ = find_run(connection, run_id)
+            query = sa.select(b.site).where(b.run == number, b.site.is_not(None))
+            return list(connection.execute(query.distinct().order_by(b.site)).scalars())
 
     def attempts(self, run_id: str, task: str, index: int) -> list[Row]:
         """Attempts of one job that have ended, oldest first.

@@ -172,8 +172,12 @@ _OTHERS = {
         INSERT INTO bundles (run, id, task, first, last, count, jobs, attempt, executor, sent)
         VALUES (:run, :bundle, :task, :first, :last, :count, :jobs, :attempt, :executor, :at)""",
     "bundle_running": """
-        UPDATE bundles SET status = 'running', worker = :worker, started = :at
+        UPDATE bundles SET status = 'running', worker = :worker, started = :at,
+                           site = coalesce(:site, site)
         WHERE run = :run AND id = :bundle AND status = 'sent'""",
+    "bundle_sited": """
+        UPDATE bundles SET site = :site
+        WHERE run = :run AND id = :bundle AND status IN ('sent', 'running')""",
     "bundle_ended": """
         UPDATE bundles
         SET status = 'ended', ended = :ended, location = :location, checksum = :checksum,

@@ -15,6 +15,7 @@ from pandaflow.core.commands import (
     BundleFinished,
     BundleRunning,
     BundleSent,
+    BundleSited,
     ItemsRecorded,
     JobsMoved,
     Record,
@@ -221,8 +222,15 @@ class Writer:
         hit = self._advance(record, record.jobs, _SENT, _RUNNING)
         self._counted(hit, record, record.jobs, f"sent in bundle {record.bundle}", _RUNNING)
         self._count(self._task(record.task), _SENT, _RUNNING, hit)
+        detail = {"worker": clean(record.worker)}
+        if record.site:
+            detail["site"] = clean(record.site)
         self._execute(
-            "bundle_running", bundle=record.bundle, worker=clean(record.worker), at=record.at
+            "bundle_running",
+            bundle=record.bundle,
+            worker=detail["worker"],
+            site=detail.get("site"),
+            at=record.at,
         )
         self._one_bundle(record.bundle, "sent")
         self._event(
@@ -231,7 +239,19 @@ class Writer:
             jobs=record.jobs,
             start=JobStatus.SENT,
             finish=JobStatus.RUNNING,
-            detail={"worker": clean(record.worker)},
+            detail=detail,
+        )
+
+    def _bundle_sited(self, record: BundleSited) -> None:
+        site = clean(record.site) or None
+        self._execute("bundle_sited", bundle=record.bundle, site=site)
+        self._one_bundle(record.bundle, "live")
+        self._event(
+            record,
+            task=record.task,
+            jobs=record.jobs,
+            reason=record.reason,
+            detail={"site": site} if site else None,
         )
 
     def _bundle_finished(self, record: BundleFinished) -> None:
@@ -442,6 +462,7 @@ _WRITE: Mapping[type, Callable[[Writer, Any], None]] = {
     ItemsRecorded: Writer._items_recorded,
     StreamGrew: Writer._stream_grew,
     BundleSent: Writer._bundle_sent,
+    BundleSited: Writer._bundle_sited,
     BundleRunning: Writer._bundle_running,
     BundleFinished: Writer._bundle_finished,
     JobsMoved: Writer._jobs_moved,

@@ -23,9 +23,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 #: Seconds to wait for a daemon, a command or a state before giving up.
 PATIENCE = 60.0
@@ -33,6 +35,86 @@ PATIENCE = 60.0
 CGROUPS = Path("/sys/fs/cgroup")
 #: Ports below those that Linux hands out by itself; a cluster takes one block.
 _PORTS = range(20_000, 32_000, 64)
+
+
+class Cluster(ABC):
+    """A batch system on this machine that lives as long as a ``with`` statement.
+
+    Attributes
+    ----------
+    env : dict[str, str]
+        Environment in which its commands talk to it.
+    """
+
+    def __init__(self) -> None:
+        self.env: dict[str, str] = {}
+        self._daemons: Daemons | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:  # also Ctrl-C: nothing may stay
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill the daemons and all jobs, and remove every trace. May be called twice."""
+        if self._daemons:
+            self._daemons.close()
+
+    @property
+    def folder(self) -> Path:
+        """Where configuration, state and logs are."""
+        return self._running.folder
+
+    def run(self, argv: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command in the environment of the cluster.
+
+        Raises
+        ------
+        RuntimeError
+            It failed, unless `check` is false; with what it said.
+        """
+        return run_command(argv, self.env, check=check)
+
+    @abstractmethod
+    def states(self) -> dict[str, str]:
+        """State of every job by id, elements of arrays one by one."""
+
+    def wait_state(self, job: str, *wanted: str, seconds: float = PATIENCE) -> str:
+        """Wait until a job, or an element of an array, is in a state; return the state."""
+        wait_until(
+            lambda: self.states().get(job) in wanted,
+            lambda: f"{job} to be {' or '.join(wanted)}: {self.states()}",
+            seconds,
+        )
+        return self.states()[job]
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Make `_daemons` and `env`, start everything and wait until it is up."""
+
+    @property
+    def _running(self) -> Daemons:
+        if self._daemons is None:
+            raise RuntimeError(
+                f"this {type(self).__name__} was not started: use it in a with statement"
+            )
+        return self._daemons
+
+    def _logs(self, *patterns: str) -> str:
+        """Return the ends of what the daemons wrote."""
+        files = [path for pattern in ("*.out", *patterns) for path in self.folder.glob(pattern)]
+        return "\n".join(path.read_text(errors="replace")[-800:] for path in files)
 
 
 class Daemons:

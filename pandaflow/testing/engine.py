@@ -203,10 +203,14 @@ class World:
         able.sort(key=lambda given: given.emit.priority, reverse=True)
         return [given.emit.bundle for given in able]
 
-    def begin(self, bundle: int) -> None:
+    def place(self, bundle: int, site: str, reason: str = "") -> list[cmd.Command]:
+        """Report where a bundle will run, or may run (``site`` is empty)."""
+        return self.tell(ev.BundlePlaced(self._tick(), bundle, site, reason))
+
+    def begin(self, bundle: int, site: str = "") -> None:
         """Report that a bundle began."""
         self.given[bundle].started = True
-        self.tell(ev.BundleStarted(self._tick(), bundle, "worker"))
+        self.tell(ev.BundleStarted(self._tick(), bundle, "worker", site))
 
     def ended(self, bundle: int, outcome: Outcome | None = None) -> ev.BundleEnded:
         """Run a bundle and return its report, without telling the engine."""

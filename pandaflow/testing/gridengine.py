@@ -11,14 +11,13 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 from pandaflow.testing.daemons import (
     PATIENCE,
+    Cluster,
     Daemons,
     claim_ports,
     clean_environment,
@@ -89,7 +88,7 @@ class GridEngineMissing(RuntimeError):
     """There is no Grid Engine to be had here."""
 
 
-class GridEngine:
+class GridEngine(Cluster):
     """A Grid Engine with one host on this machine; use it as a context manager.
 
     The queue is ``main.q``, the parallel environment ``smp``. A host that is silent for a minute
@@ -116,49 +115,12 @@ class GridEngine:
     """
 
     def __init__(self, slots: int = 8) -> None:
+        super().__init__()
         find_programs()
         self._slots = slots
         self._host = socket.gethostname()
-        self.env: dict[str, str] = {}
-        self._daemons: Daemons | None = None
-
-    def __enter__(self) -> GridEngine:
-        try:
-            self._start()
-        except BaseException:  # also Ctrl-C: nothing may stay
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Kill the daemons and all jobs, and remove every trace. May be called twice."""
-        if self._daemons:
-            self._daemons.close()
-
-    @property
-    def folder(self) -> Path:
-        """Where configuration, state and logs are."""
-        return self._running.folder
 
     # --- commands and jobs -----------------------------------------------------------------
-
-    def run(self, argv: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command in the environment of the cluster.
-
-        Raises
-        ------
-        RuntimeError
-            It failed, unless `check` is false; with what it said.
-        """
-        return run_command(argv, self.env, check=check)
 
     def submit(self, command: str, *options: str) -> str:
         """Submit a shell command with ``qsub``; return the job's id. Output is thrown away."""
@@ -178,15 +140,6 @@ class GridEngine:
         done = self.run(["qacct", "-j", job], check=False)
         records = re.split(r"^=+$", done.stdout, flags=re.MULTILINE)[1:]
         return [_record(text) for text in records]
-
-    def wait_state(self, job: str, *wanted: str, seconds: float = PATIENCE) -> str:
-        """Wait until a job, or an element of an array, is in a state; return the state."""
-        wait_until(
-            lambda: self.states().get(job) in wanted,
-            lambda: f"{job} to be {' or '.join(wanted)}: {self.states()}",
-            seconds,
-        )
-        return self.states()[job]
 
     def wait_end(
         self, job: str, *, records: int = 1, seconds: float = PATIENCE
@@ -275,12 +228,6 @@ class GridEngine:
         self.run(["qmod", "-usj", job])
 
     # --- start -----------------------------------------------------------------------------
-
-    @property
-    def _running(self) -> Daemons:
-        if self._daemons is None:
-            raise RuntimeError("this Grid Engine was not started: use it in a with statement")
-        return self._daemons
 
     def _start(self) -> None:
         claim = claim_ports(3)
@@ -382,9 +329,8 @@ class GridEngine:
         queue = ElementTree.fromstring(text).find(".//Queue-List")
         return "missing" if queue is None else queue.findtext("state", "")
 
-    def _logs(self) -> str:
-        files = [*self.folder.glob("*.out"), *self.folder.glob("*/messages")]
-        return "\n".join(path.read_text(errors="replace")[-800:] for path in files)
+    def _logs(self, *patterns: str) -> str:
+        return super()._logs("*/messages", *patterns)
 
 
 def find_programs() -> None:

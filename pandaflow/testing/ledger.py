@@ -191,6 +191,11 @@ class Ledger:
         )
 
     @_keep.register
+    def _(self, record: cmd.BundleSited) -> None:
+        for row in self._rows(record.task, record.jobs):
+            self._fence(record, row, {_J.SENT, _J.RUNNING})
+
+    @_keep.register
     def _(self, record: cmd.BundleRunning) -> None:
         for row in self._rows(record.task, record.jobs):
             self._fence(record, row, {_J.SENT})

@@ -21,7 +21,7 @@ from pandaflow.core.template import Payload, Slot
 from pandaflow.data.results import ResultStore
 from pandaflow.ports import Assignment, Executor
 
-__all__ = ["PATIENCE", "Probe"]
+__all__ = ["PATIENCE", "Probe", "still"]
 
 #: Seconds after which a test gives up waiting; no measure of speed.
 PATIENCE = 30.0
@@ -149,3 +149,14 @@ class Probe:
     def values(self, bundle: int) -> list[Any]:
         """Return what a bundle left in the result store."""
         return self.results.load(self.ended(bundle).location).values
+
+
+def still(path: Path, seconds: float = 0.4) -> bool:
+    """Tell whether a file stops growing; what is under way may end first."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        size = path.stat().st_size
+        time.sleep(seconds)
+        if path.stat().st_size == size:
+            return True
+    return False

@@ -13,13 +13,12 @@ from pandaflow.core.model import (
     Output,
     Resources,
     ResultShape,
-    Retry,
-    RetryRule,
     Source,
     SourceSpec,
     TaskSpec,
     WorkflowSpec,
 )
+from pandaflow.core.policy import Retry, RetryRule
 from pandaflow.core.status import JobStatus, RunStatus, TaskStatus
 
 _J, _T, _R = JobStatus, TaskStatus, RunStatus

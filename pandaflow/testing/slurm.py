@@ -11,19 +11,15 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-from collections.abc import Sequence
-from pathlib import Path
-from types import TracebackType
 
 from pandaflow.testing.daemons import (
     CGROUPS,
     PATIENCE,
+    Cluster,
     Daemons,
     claim_ports,
     clean_environment,
     listens,
-    run_command,
     system_path,
     wait_until,
 )
@@ -114,7 +110,7 @@ class SlurmMissing(RuntimeError):
     """There is no Slurm to be had here."""
 
 
-class Slurm:
+class Slurm(Cluster):
     """A Slurm cluster on this machine; use it as a context manager.
 
     Partitions: ``main`` (the default, one day), ``short`` (one minute) and ``small`` (the first
@@ -164,52 +160,15 @@ class Slurm:
     ) -> None:
         if not 1 <= nodes <= 60:
             raise ValueError(f"1 to 60 nodes, not {nodes}")
+        super().__init__()
         find_programs(accounting=accounting)
         self.accounting = accounting
         self.cgroups = cgroups_usable() if cgroups is None else cgroups
         self._size = (nodes, cpus, memory)
         self._extra = extra
         self.nodes: tuple[str, ...] = ()
-        self.env: dict[str, str] = {}
-        self._daemons: Daemons | None = None
-
-    def __enter__(self) -> Slurm:
-        try:
-            self._start()
-        except BaseException:  # also Ctrl-C: nothing may stay
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Kill the daemons and all jobs, and remove every trace. May be called twice."""
-        if self._daemons:
-            self._daemons.close()
-
-    @property
-    def folder(self) -> Path:
-        """Where configuration, state and logs are."""
-        return self._running.folder
 
     # --- commands and jobs -----------------------------------------------------------------
-
-    def run(self, argv: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command in the environment of the cluster.
-
-        Raises
-        ------
-        RuntimeError
-            It failed, unless `check` is false; with what it said.
-        """
-        return run_command(argv, self.env, check=check)
 
     def submit(self, command: str, *options: str) -> str:
         """Submit a shell command with ``sbatch``; return the job's id. Output is thrown away."""
@@ -226,15 +185,6 @@ class Slurm:
         """What ``scontrol show job`` knows of a job."""
         text = self.run(["scontrol", "show", "job", "-o", job]).stdout
         return dict(re.findall(r"(\S+?)=(.*?)(?=\s+\S+?=|\s*$)", text))
-
-    def wait_state(self, job: str, *wanted: str, seconds: float = PATIENCE) -> str:
-        """Wait until a job, or an element of an array, is in a state; return the state."""
-        wait_until(
-            lambda: self.states().get(job) in wanted,
-            lambda: f"{job} to be {' or '.join(wanted)}: {self.states()}",
-            seconds,
-        )
-        return self.states()[job]
 
     def wait_idle(self, seconds: float = PATIENCE) -> None:
         """Wait until every node is up, and free."""
@@ -313,12 +263,6 @@ class Slurm:
         self.run(["scontrol", "resume", job])
 
     # --- start -----------------------------------------------------------------------------
-
-    @property
-    def _running(self) -> Daemons:
-        if self._daemons is None:
-            raise RuntimeError("this Slurm was not started: use it in a with statement")
-        return self._daemons
 
     def _start(self) -> None:
         count, cpus, memory = self._size
@@ -418,10 +362,6 @@ class Slurm:
 
     def _update(self, *words: str) -> None:
         self.run(["scontrol", "update", *words])
-
-    def _logs(self) -> str:
-        ends = (path.read_text(errors="replace")[-800:] for path in self.folder.glob("*.out"))
-        return "\n".join(ends)
 
 
 def find_programs(*, accounting: bool = False) -> None:

@@ -122,6 +122,36 @@ class RecordTests(StoreFixtures):
         walls = {row["index"]: row["wall"] for row in store.reader().jobs(run, status="finished")}
         assert walls == {0: 1.0, 2: 2.0, 3: 3.0, 9: 4.0}
 
+    def test_sites(self, store: StateStore, run: str, driver: RunDriver) -> None:
+        sent, running, ended = bundle_records(1, range(10))
+        sited = cmd.BundleSited(T0 + 1, 1, 0, range(10), 1, "", "may run at long, short")
+        driver.commit([sent, sited])
+        assert {job["site"] for job in store.reader().jobs(run)} == {None}
+        driver.commit([replace(sited, site="long", reason="most room")])
+        assert {job["site"] for job in store.reader().jobs(run)} == {"long"}
+        assert self.statuses(store, run) == ["sent"] * 10
+        driver.commit([running])  # tells no site: the placement stands
+        driver.commit([ended])
+        assert {job["site"] for job in store.reader().jobs(run)} == {"long"}
+        told = [
+            (event["bundle"], event["first"], event["last"], event["reason"])
+            for event in store.reader().events(run)
+            if event["kind"] == "bundle_placed"
+        ]
+        assert told == [(1, 0, 9, "may run at long, short"), (1, 0, 9, "most room")]
+
+    def test_site_of_a_start(self, store: StateStore, run: str, driver: RunDriver) -> None:
+        sent, running, _ = bundle_records(1, range(10))
+        sited = cmd.BundleSited(T0 + 1, 1, 0, range(10), 1, "long")
+        driver.commit([sent, sited, replace(running, site="short")])
+        assert {job["site"] for job in store.reader().jobs(run)} == {"short"}
+
+    def test_no_placement_of_a_bundle_that_is_over(self, run: str, driver: RunDriver) -> None:
+        driver.commit(bundle_records(1, range(10)))
+        for bundle in (1, 2):
+            with pytest.raises(StoreError, match=f"bundle {bundle} is not live"):
+                driver.commit([cmd.BundleSited(T0 + 4, bundle, 0, range(10), 1, "long")])
+
     def test_start_report_may_be_missed(
         self, store: StateStore, run: str, driver: RunDriver
     ) -> None:

@@ -176,6 +176,16 @@ def test_an_executor_that_is_not_there_is_refused(threads: object, store: str) -
     assert status(run, "a/smear") == "not there"
 
 
+def test_jobs_of_several_nodes_are_refused_where_there_is_one(threads: object, store: str) -> None:
+    run, anchor = start(threads, store)
+    with anchor:
+        grow(run, smear.options(nodes=2), (1,), {}, "a/")
+        good = grow(run, smear, (1,), {}, "b/")
+        until(lambda: status(run, good) == "done")
+    assert run.wait(60) == "done"
+    assert status(run, "a/smear") == "not there"
+
+
 def test_a_sub_workflow_opens_an_executor_of_its_own(threads: object, store: str) -> None:
     other = pf.executors.Local(workers=1, processes=False)
     anchor = pf.stream("anchor")

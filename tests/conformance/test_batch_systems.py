@@ -20,6 +20,7 @@ import pytest
 from pandaflow.testing.daemons import Daemons, claim_ports, clean_environment, wait_until
 from pandaflow.testing.gridengine import GridEngine, GridEngineMissing, changed
 from pandaflow.testing.slurm import Slurm, SlurmMissing
+from pandaflow.testing.torque import Torque, TorqueMissing, torque_commands
 
 ROOT = Path(__file__).parents[2]
 
@@ -257,6 +258,52 @@ class TestSlurm:
         monkeypatch.setenv("PATH", "/nowhere")
         with pytest.raises(SlurmMissing, match=r"sbatch.*apt-get install"):
             Slurm()
+
+
+class TestTorque:
+    @pytest.fixture
+    def torque(self, slurm: Slurm) -> Torque:
+        try:
+            return Torque(slurm, torque_commands())
+        except TorqueMissing as error:
+            pytest.skip(str(error))
+
+    def test_its_jobs_are_those_of_slurm(self, torque: Torque) -> None:
+        job = torque.submit("exit 7", "-N", "mine", "-q", "short")
+        assert torque.slurm.wait_state(job, "FAILED")
+        shown = torque.slurm.show(job)
+        assert (shown["JobName"], shown["Partition"], shown["ExitCode"]) == ("mine", "short", "7:0")
+        told = torque.run(["qstat", "-f", job]).stdout
+        assert "Job_Name = mine" in told and "job_state = C" in told
+
+    def test_delete(self, torque: Torque) -> None:
+        job = torque.submit("exec sleep 1000")
+        torque.slurm.wait_state(job, "RUNNING")
+        torque.run(["qdel", job])
+        assert torque.slurm.wait_state(job, "CANCELLED")
+
+    def test_a_refused_job_says_why(self, torque: Torque) -> None:
+        with pytest.raises(RuntimeError, match="invalid partition"):
+            torque.submit("true", "-q", "nowhere")
+
+    def test_its_commands_hide_those_of_grid_engine(self, torque: Torque) -> None:
+        there = torque.run(["sh", "-c", "command -v qsub qstat qdel"]).stdout.split()
+        assert {Path(path).parent for path in there} == {torque_commands()}
+
+    def test_the_cache_is_filled_once(self, torque: Torque) -> None:
+        made = torque_commands()
+        before = (made / "qsub").stat().st_mtime_ns
+        assert torque_commands() == made and (made / "qsub").stat().st_mtime_ns == before
+
+    def test_no_tools_to_unpack_with(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PATH", "/nowhere")
+        with pytest.raises(TorqueMissing, match="apt-get"):
+            torque_commands(tmp_path)
+
+    def test_a_cache_that_lost_its_files(self, tmp_path: Path) -> None:
+        (tmp_path / "slurm-wlm-torque" / "usr" / "bin").mkdir(parents=True)
+        with pytest.raises(TorqueMissing, match=r"qsub.*remove"):
+            torque_commands(tmp_path)
 
 
 # It holds a copy of the pipe to the keeper in a fork, and has jobs that run, escaped their

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
@@ -62,6 +63,29 @@ def reader(store: SqlStore):
     driver.commit(bundle_records(2, range(3, 4), attempt=2, wall=[4.0]))
     driver.release()
     return store.reader()
+
+
+def test_sites_of_a_run_and_of_an_attempt(store, reader):
+    assert reader.sites("r1") == []
+    driver = store.drive("r1", this_process(), 60.0)
+    for bundle, job, site in ((3, 5, "short"), (4, 6, "long"), (5, 7, "long")):
+        sent, running, ended = bundle_records(bundle, range(job, job + 1))
+        driver.commit([sent, replace(running, site=site), ended])
+    driver.release()
+    assert reader.sites("r1") == ["long", "short"]
+    assert [a["site"] for job in (3, 5) for a in reader.attempts("r1", "select", job)] == [
+        *(None, None, "short"),
+    ]
+    assert next(reader.jobs("r1", task="select", index=6))["site"] == "long"
+    with pytest.raises(RunNotFound):
+        reader.sites("nowhere")
+
+
+def test_upstream_of_a_task(reader):
+    assert reader.upstream("r1", "fill") == {0}
+    assert reader.upstream("r1", "select") == set()
+    with pytest.raises(StoreError, match="no task 'nothing'"):
+        reader.upstream("r1", "nothing")
 
 
 def test_attempts(reader):

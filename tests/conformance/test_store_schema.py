@@ -20,6 +20,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 import pandaflow.store
+from pandaflow.core.commands import BundleSited
 from pandaflow.core.errors import StoreError
 from pandaflow.core.status import JOB_CODES
 from pandaflow.store.database import Database
@@ -207,13 +208,15 @@ def test_words_for_people_with_a_prompt(tmp_path):
     store.create_run(example_spec(), run_id="r1", created=1.0, results="")
     driver = store.drive("r1", this_process(), 60.0)
     driver.commit([*opening_records(10), *bundle_records(1, range(2))[:2]])
+    driver.commit([BundleSited(1.0, 1, 0, range(2), 1, "long")])
     driver.release()
     store.close()
     connection = sqlite3.connect(tmp_path / "s.db")
-    rows = connection.execute("SELECT run, task, idx, status, worker FROM job_states").fetchall()
+    columns = "run, task, idx, status, worker, site"
+    rows = connection.execute(f"SELECT {columns} FROM job_states").fetchall()
     names = connection.execute("SELECT name FROM job_statuses ORDER BY code").fetchall()
     connection.close()
-    assert rows == [("r1", "select", 0, "running", "w1"), ("r1", "select", 1, "running", "w1")]
+    assert rows == [("r1", "select", job, "running", "w1", "long") for job in (0, 1)]
     assert [name for (name,) in names] == [status.value for status in JOB_CODES]
 
 

@@ -18,8 +18,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 import pandaflow as pf
 from pandaflow.authoring.collections import Placed
 from pandaflow.authoring.fragments import trace_fragment
+from pandaflow.core import commands as cmd
 from pandaflow.core import events as ev
-from pandaflow.core.model import Failure, Output, Retry
+from pandaflow.core.model import Failure, Output
+from pandaflow.core.policy import Retry
 from pandaflow.testing.engine import Outcome, World
 
 
@@ -293,6 +295,13 @@ class EngineMachine(RuleBasedStateMachine):
         idle = [b for b in self.world.runnable() if not self.world.given[b].started]
         if idle:
             self.world.begin(self.choose(data, idle))
+
+    @precondition(lambda self: self.world.given)
+    @rule(data=st.data(), site=st.sampled_from(["", "long", "short"]))
+    def is_placed(self, data: st.DataObject, site: str) -> None:
+        bundle = self.choose(data, sorted(self.world.given))
+        moves = self.world.place(bundle, site, "why not elsewhere")
+        assert not any(isinstance(record, cmd.JobsMoved | cmd.BundleRunning) for record in moves)
 
     @precondition(lambda self: self.world.runnable())
     @rule(data=st.data(), late=st.sampled_from([False, False, True]))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pandaflow.core.brokerage import Ranking, cores_on_node
 from pandaflow.core.bundle import BundleSpec
 from pandaflow.core.events import BundleEnded, BundleLost
 from pandaflow.core.model import Failure, Resources
@@ -68,29 +69,23 @@ def walltime(specs: Sequence[BundleSpec], limit: float) -> float:
 
 
 def memory(settings: BatchSettings, resources: Resources) -> int | None:
-    """Return the bytes that an element asks for: its job's, or its cores' share of a node."""
+    """Return the bytes asked for on each node: the job's, or its cores' share of a node."""
     if resources.memory is not None:
         asked = resources.memory + MARGIN_BYTES
         return asked if settings.memory is None else min(asked, settings.memory)
     if settings.memory is None:
         return None
-    return settings.memory * resources.cores // settings.cores
+    return settings.memory * cores_on_node(resources) // settings.cores
 
 
-def misfit(settings: BatchSettings, resources: Resources) -> str:
-    """Say why no node can take a job; empty if one can."""
-    pairs = (
-        ("cores", resources.cores, settings.cores),
-        ("bytes of memory", resources.memory, settings.memory),
-        ("gpus", resources.gpus, settings.gpus),
-        ("s of walltime", resources.walltime, settings.walltime),
-    )
-    over = [
-        f"asks for {asked:g} {what}, and a batch job here has at most {most:g}"
-        for what, asked, most in pairs
-        if asked is not None and most is not None and asked > most
-    ]
-    return "; ".join(over)
+def environment(resources: Resources) -> dict[str, str]:
+    """Return what a payload may want to know to start its ranks."""
+    return {
+        "PANDAFLOW_NODES": str(resources.nodes),
+        "PANDAFLOW_RANKS_PER_NODE": str(resources.ranks_per_node),
+        # Since 22.05, srun does not take the cores of a rank from what sbatch was told.
+        "SRUN_CPUS_PER_TASK": str(resources.cores),
+    }
 
 
 def array_request(
@@ -111,9 +106,12 @@ def array_request(
     return replace(
         settings.request(plain_name(f"pandaflow-{first.run}-{first.name}")),
         walltime=max(walltime(each, settings.walltime) for each in specs),
+        nodes=resources.nodes,
+        tasks_per_node=resources.ranks_per_node,
         cores=resources.cores,
         memory=memory(settings, resources),
         gpus=resources.gpus,
+        env={**environment(resources), **settings.env},
         array=len(specs) if len(specs) > 1 else None,
         stdout=str(folder / log),
         workdir=workdir,
@@ -180,10 +178,18 @@ def ending(
 
 def refused(spec: BundleSpec, reason: str, at: float) -> BundleEnded:
     """Fail all jobs of a bundle that cannot be run; it is not their fault."""
-    why = Failure(kind="site", message=reason, charged=False)
-    return BundleEnded(
-        at=at, bundle=spec.bundle, failures=dict.fromkeys(range(len(spec.jobs)), why)
-    )
+    return _all_failed(spec, Failure(kind="site", message=reason, charged=False), at)
+
+
+def unfit(spec: BundleSpec, ranking: Ranking, at: float) -> BundleEnded:
+    """Fail all jobs of a bundle that no site can run, for good."""
+    why = Failure(kind="unfit", message=f"{spec.name} fits nowhere: {ranking.describe()}")
+    return _all_failed(spec, why, at)
+
+
+def _all_failed(spec: BundleSpec, why: Failure, at: float) -> BundleEnded:
+    failures = dict.fromkeys(range(len(spec.jobs)), why)
+    return BundleEnded(at=at, bundle=spec.bundle, failures=failures)
 
 
 def _name(status: BatchStatus) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
+import shutil
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
@@ -26,13 +27,32 @@ class Control:
     backend : Backend
     env : mapping, optional
         Variables for the commands, besides those of this process (``SLURM_CONF``, ``PATH``).
+
+    Raises
+    ------
+    SiteError
+        The commands of the batch system are not here.
     """
 
     def __init__(self, backend: Backend, env: Mapping[str, str] | None = None) -> None:
         self.backend = backend
         self._env = {**os.environ, **(env or {}), **backend.environment}
-        self._user = getpass.getuser()
+        self._user = _user()
         self._lock = threading.Lock()  # controllers like one question at a time
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse at once to work without the commands, and not when a job is submitted."""
+        submit = self.backend.submit("script", BatchRequest(name="check"))
+        for program in (submit[0], self.backend.poll(None, self._user)[0]):
+            if shutil.which(program, path=self._env.get("PATH", os.defpath)) is None:
+                raise self._missing(program)
+
+    def _missing(self, program: str) -> SiteError:
+        return SiteError(
+            f"{program} is not here: the commands of {self.backend.name} must be on the PATH "
+            "(run on a login node, or load its module)"
+        )
 
     def submit(
         self, script: Path, request: BatchRequest, body: str, prologue: Sequence[str] = ()
@@ -105,12 +125,21 @@ class Control:
                     check=False,
                 )
         except FileNotFoundError:
+            raise self._missing(argv[0]) from None
+        except OSError as error:
             raise SiteError(
-                f"{argv[0]} is not here: the commands of {self.backend.name} must be on the PATH "
-                "(run on a login node, or load its module)"
-            ) from None
+                f"{argv[0]} cannot be run: {error.strerror or error}", transient=True
+            ) from error
         except subprocess.TimeoutExpired:
             raise SiteError(
                 f"{argv[0]} did not answer within {_TIMEOUT_S:g} s", transient=True
             ) from None
         return done.stdout, done.stderr, done.returncode
+
+
+def _user() -> str:
+    """Return whom the jobs belong to: the account, whatever ``USER`` says."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # in a container an account need not have a name
+        return os.environ.get("USER") or str(os.getuid())

@@ -27,10 +27,13 @@ from pandaflow.data.results import ResultStore
 from pandaflow.executors.batch.script import ID, INDEX
 from pandaflow.executors.outcome import BundleAbandoned
 
-#: In the folder of all arrays: the session whose elements may begin bundles.
+#: In the folder of all arrays: the token of the session whose elements may begin bundles, and on
+#: further lines the arrays of sessions before it that it has adopted.
 OWNER = "owner"
 #: In the folder of an array: none of its elements may begin anything any more.
 VOID = "void"
+#: Bytes of a report that cannot be written, from which on messages of jobs are lost.
+_WAITING = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +67,16 @@ class Todo:
         Where the driver imports from: payloads may need it.
     scratch : str
         Root of the jobs' work directories; empty: the temporary directory.
+    system, site : str
+        Where it was sent: the batch system's name, and the site's.
     """
 
     owner: str
     works: tuple[Work, ...]
     path: tuple[str, ...] = ()
     scratch: str = ""
+    system: str = ""
+    site: str = ""
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -94,23 +101,49 @@ def write_todo(folder: Path, index: int, todo: Todo) -> None:
 
 
 class Reporter:
-    """Appends messages to a file, each in one write. Thread-safe."""
+    """Appends messages to a file, as whole lines. Thread-safe.
+
+    What cannot be written now (a full disk, a file server that is away) waits for the next
+    message, and at the end for some time: no job ends because of it.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         self._lock = threading.Lock()
+        self._rest = b"" if self._whole() else b"\n"
+
+    def _whole(self) -> bool:
+        """Tell whether whoever wrote before us came to the end of a line."""
+        end = os.fstat(self._file).st_size
+        return not end or os.pread(self._file, 1, end - 1) == b"\n"
 
     def __call__(self, message: Mapping[str, Any]) -> None:
         """Append a message; the end of a bundle survives the node."""
         line = json.dumps(message, default=_bytes_as_json).encode() + b"\n"
         with self._lock:
-            os.write(self._file, line)
-            if message["op"] in ("ended", "lost"):
-                os.fsync(self._file)
+            if message["op"] == "said" and len(self._rest) > _WAITING:
+                return
+            self._rest += line
+            self._write()
+            # An end with values is on disk together with them.
+            if message["op"] in ("ended", "lost") and not message.get("location"):
+                with suppress(OSError):
+                    os.fsync(self._file)
 
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
+    def _write(self) -> None:
+        with suppress(OSError):
+            while self._rest:
+                self._rest = self._rest[os.write(self._file, self._rest) :]
+
+    def close(self, patience: float = 60.0) -> None:
+        """Close the file, after so many seconds even if not all could be written."""
+        deadline = time.monotonic() + patience
+        with self._lock:
+            self._write()
+            while self._rest and time.monotonic() < deadline:
+                time.sleep(0.2)
+                self._write()
+            os.close(self._file)
 
 
 def _bytes_as_json(value: object) -> dict[str, str]:
@@ -142,7 +175,7 @@ def _messages(lines: Iterable[bytes]) -> Iterable[dict[str, Any]]:
     for line in lines:
         with suppress(ValueError):  # a node that broke down may leave zeros
             message = json.loads(line, object_hook=_bytes_from_json)
-            if isinstance(message, dict) and "op" in message:
+            if isinstance(message, dict) and isinstance(message.get("op"), str):
                 yield message
 
 
@@ -173,9 +206,10 @@ def wanted(folder: Path, index: int, owner: str, bundle: int) -> bool:
     if any((folder / mark).exists() for mark in marks):
         return False
     try:
-        return (folder.parent / OWNER).read_text() == owner
-    except OSError:
+        token, *adopted = (folder.parent / OWNER).read_text().splitlines()
+    except (OSError, ValueError):
         return False
+    return token == owner or folder.name in adopted
 
 
 def _run(work: Work, report: Reporter, worker: str, scratch: str) -> None:

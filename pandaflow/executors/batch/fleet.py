@@ -1,14 +1,14 @@
-"""How many pilots to have: a pure account of the allocations of a run.
+"""How many pilots of one kind to have: a pure account of allocations.
 
-A pilot is a batch job that holds a Dask worker. What counts is what the batch system says of its
-jobs and what Dask's scheduler says of its workers, put together: a batch job whose worker never
-comes is as much no pilot as a worker whose batch job was cancelled. The fleet keeps the account
-and says what to submit, retire and cancel; it does nothing itself and asks no clock.
+A pilot is a batch job that holds Dask workers; a fleet has those of one site that are cut into
+equal slots. What counts is what the batch system says of its jobs and what Dask's scheduler says
+of its workers, put together: a batch job whose workers never come is as much no pilot as a worker
+whose batch job was cancelled. A fleet keeps the account and says what to submit and what to give
+back; it does nothing itself and asks no clock.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,32 +22,17 @@ _REST_S, _REST_MOST_S = 30.0, 600.0
 _UNKNOWN_S = 30.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What the fleet keeps to.
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A pilot's workers, as the scheduler sees them.
 
     Attributes
     ----------
-    least, most : int
-        Pilots.
-    slots : int
-        Nodes of the Dask graph that a pilot runs at once.
-    idle : float
-        Seconds without work after which a pilot is given back.
-    per_minute : float
-        Submissions.
+    busy : int
+        Workers that run something.
+    draining : bool
+        None of them takes work any more, or one had to turn down a job for want of time.
     """
-
-    least: int = 0
-    most: int = 10
-    slots: int = 1
-    idle: float = 60.0
-    per_minute: float = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A pilot's worker, as the scheduler sees it: nodes that it has, and whether it drains."""
 
     busy: int
     draining: bool = False
@@ -60,13 +45,15 @@ class Pilot:
     Attributes
     ----------
     joined : bool
-        Its worker has been there.
+        A worker of it has been there.
     idle_since : float or None
-        Since when its worker has had nothing to do.
+        Since when its workers have had nothing to do.
     leaving : bool
         It was told to go, or drains: nothing more is expected of it.
     unknown_since : float or None
         Since when its batch system has not known it.
+    reason : str
+        Why it waits, in the words of its batch system.
     """
 
     id: str
@@ -76,6 +63,11 @@ class Pilot:
     idle_since: float | None = None
     leaving: bool = False
     unknown_since: float | None = None
+    reason: str = ""
+
+    def tardy(self, now: float, after: float) -> bool:
+        """Whether it has waited in the queue for so long that nobody counts on it."""
+        return not self.joined and not self.leaving and now - self.submitted >= after
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,32 +80,57 @@ class Plan:
     cancel : tuple of str
         Batch jobs that have no worker yet and are not needed.
     retire : tuple of str
-        Pilots with an idle worker that is not needed.
+        Pilots with idle workers that are not needed.
+    drain : tuple of str
+        Pilots that are to go as soon as the jobs that they run have ended.
     ended : mapping of str to BatchStatus or None
         Pilots that are gone since the last time; None: their system has forgotten them.
-    trouble : str
-        Why there are no more pilots, for people.
     """
 
     submit: int = 0
     cancel: tuple[str, ...] = ()
     retire: tuple[str, ...] = ()
+    drain: tuple[str, ...] = ()
     ended: Mapping[str, BatchStatus | None] = field(default_factory=dict)
-    trouble: str = ""
 
 
-class Fleet:
-    """The pilots of a run.
+class Allowance:
+    """A rate limit with a minute's worth saved up.
 
     Parameters
     ----------
-    limits : Limits
+    per_minute : float
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, per_minute: float) -> None:
+        self._rate = self._saved = per_minute
+        self._counted: float | None = None
+
+    def take(self, now: float, wanted: int) -> int:
+        """Return how many of ``wanted`` may go now."""
+        since = 0.0 if self._counted is None else now - self._counted
+        self._saved = min(self._rate, self._saved + since / 60.0 * self._rate)
+        self._counted = now
+        number = max(0, min(wanted, int(self._saved)))
+        self._saved -= number
+        return number
+
+
+class Fleet:
+    """The pilots of one kind.
+
+    Parameters
+    ----------
+    idle : float
+        Seconds without work after which a pilot is given back.
+    tardy : float
+        Seconds in the queue after which a pilot is not counted on.
+    """
+
+    def __init__(self, *, idle: float = 60.0, tardy: float = 300.0) -> None:
+        self._idle, self._tardy = idle, tardy
         self.pilots: dict[str, Pilot] = {}
-        self._allowance, self._counted = limits.per_minute, 0.0
+        self.started, self.spoiled = 0, 0
         self._failures, self._rests = 0, 0
         self._rest_until = 0.0
 
@@ -126,14 +143,18 @@ class Fleet:
         """Note that the batch system took no submission: try again later."""
         self._fail(now, _PATIENCE)
 
-    def look(
-        self,
-        now: float,
-        statuses: Mapping[str, BatchStatus],
-        workers: Mapping[str, Seen],
-        waiting: int,
-    ) -> Plan:
-        """Bring the account up to date and say what to do.
+    def tardy(self, now: float) -> int:
+        """Return how many pilots wait that nobody counts on any more."""
+        return sum(pilot.tardy(now, self._tardy) for pilot in self.pilots.values())
+
+    def staying(self, now: float) -> int:
+        """Return how many pilots are there, or soon will be, and stay."""
+        return sum(not pilot.leaving for pilot in self.pilots.values()) - self.tardy(now)
+
+    def update(
+        self, now: float, statuses: Mapping[str, BatchStatus], workers: Mapping[str, Seen]
+    ) -> dict[str, BatchStatus | None]:
+        """Bring the account up to date; return pilots that are gone.
 
         Parameters
         ----------
@@ -143,39 +164,51 @@ class Fleet:
             What the batch system knows of the pilots, by id.
         workers : mapping of str to Seen
             Workers that are there, by the id of their pilot.
-        waiting : int
-            Nodes that could run if there were a slot.
         """
-        ended = self._update(now, statuses, workers)
-        busy = sum(seen.busy for seen in workers.values())
-        wanted = self._wanted(busy + waiting)
-        here = [pilot for pilot in self.pilots.values() if not pilot.leaving]
-        cancel, retire = self._surplus(now, here, wanted)
-        submit = self._submissions(now, wanted - len(here))
-        return Plan(submit, cancel, retire, ended, self._trouble(now))
-
-    # --- the account --------------------------------------------------------------------
-
-    def _update(
-        self, now: float, statuses: Mapping[str, BatchStatus], workers: Mapping[str, Seen]
-    ) -> dict[str, BatchStatus | None]:
         ended: dict[str, BatchStatus | None] = {}
         for one, pilot in list(self.pilots.items()):
             status, seen = statuses.get(one), workers.get(one)
             if seen is not None:
                 self._present(pilot, seen, now)
-            elif self._is_gone(pilot, status, now):
+            elif _is_gone(pilot, status, now):
                 ended[one] = status
                 del self.pilots[one]
                 if not pilot.joined and not pilot.leaving:
                     self._fail(now)
             if status is not None:
-                pilot.state = status.state
+                pilot.state, pilot.reason = status.state, status.reason
         return ended
+
+    def plan(self, now: float, wanted: int, *, work: bool = True, pressed: bool = False) -> Plan:
+        """Say what to do, after :meth:`update`.
+
+        Parameters
+        ----------
+        now : float
+        wanted : int
+            Pilots to have, besides those that nobody counts on.
+        work : bool
+            Whether anything waits for pilots: those that are late are kept then.
+        pressed : bool
+            Another fleet needs the nodes: what is not wanted goes now.
+        """
+        spare = self.staying(now) + (0 if work else self.tardy(now)) - wanted
+        gone = [p.id for p in self.pilots.values() if p.leaving and p.idle_since is not None]
+        cancel, retire, drain = self._surplus(now, spare, pressed)
+        submit = 0 if now < self._rest_until else max(0, -spare)
+        return Plan(submit, cancel, (*gone, *retire), drain)
+
+    def trouble(self, now: float) -> str:
+        """Say why no more pilots are asked for; empty if they are."""
+        resting = now < self._rest_until
+        return "pilots end before their workers are there; it is left alone for a while" * resting
+
+    # --- the account --------------------------------------------------------------------
 
     def _present(self, pilot: Pilot, seen: Seen, now: float) -> None:
         if not pilot.joined:
             pilot.joined = True
+            self.started += 1
             self._failures = self._rests = 0
         pilot.unknown_since = None
         pilot.leaving = pilot.leaving or seen.draining
@@ -184,15 +217,8 @@ class Fleet:
         elif pilot.idle_since is None:
             pilot.idle_since = now
 
-    def _is_gone(self, pilot: Pilot, status: BatchStatus | None, now: float) -> bool:
-        """Tell whether a pilot without a worker is no more."""
-        if status is not None and status.state != "unknown":
-            pilot.unknown_since = None
-            return status.over
-        pilot.unknown_since = now if pilot.unknown_since is None else pilot.unknown_since
-        return now - pilot.unknown_since >= _UNKNOWN_S
-
     def _fail(self, now: float, times: int = 1) -> None:
+        self.spoiled += 1
         self._failures += times
         if self._failures >= _PATIENCE:
             self._rest_until = now + min(_REST_MOST_S, _REST_S * 2**self._rests)
@@ -201,42 +227,30 @@ class Fleet:
 
     # --- decisions ----------------------------------------------------------------------
 
-    def _wanted(self, nodes: int) -> int:
-        limits = self.limits
-        return max(limits.least, min(limits.most, math.ceil(nodes / limits.slots)))
-
     def _surplus(
-        self, now: float, here: Sequence[Pilot], wanted: int
-    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Choose pilots to be without: those that still wait first, then the longest idle."""
-        spare = len(here) - wanted
+        self, now: float, spare: int, pressed: bool
+    ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+        """Choose pilots to be without: those that wait first, then the longest idle."""
         if spare <= 0:
-            return (), ()
-        queued = [p for p in here if not p.joined and p.state in ("pending", "held")]
-        cancel = [p for p in reversed(queued) if now - p.submitted >= self.limits.idle][:spare]
-        rested = [
-            p for p in here if p.idle_since is not None and now - p.idle_since >= self.limits.idle
-        ]
+            return (), (), ()
+        rest = 0.0 if pressed else self._idle
+        here = [pilot for pilot in self.pilots.values() if not pilot.leaving]
+        queued = [p for p in reversed(here) if not p.joined and p.state in ("pending", "held")]
+        cancel = [p for p in queued if now - p.submitted >= rest][:spare]
+        rested = [p for p in here if p.idle_since is not None and now - p.idle_since >= rest]
         rested.sort(key=lambda p: p.idle_since or 0.0)
         retire = rested[: spare - len(cancel)]
-        for pilot in (*cancel, *retire):
+        busy = [p for p in here if pressed and p.joined and p.idle_since is None]
+        drain = busy[: spare - len(cancel) - len(retire)]
+        for pilot in (*cancel, *retire, *drain):
             pilot.leaving = True
-        return tuple(p.id for p in cancel), tuple(p.id for p in retire)
+        return tuple(p.id for p in cancel), tuple(p.id for p in retire), tuple(p.id for p in drain)
 
-    def _submissions(self, now: float, missing: int) -> int:
-        """Return how many to submit now: a rate limit with a minute's allowance saved up."""
-        per_minute = self.limits.per_minute
-        earned = (now - self._counted) / 60.0 * per_minute if self._counted else 0.0
-        self._allowance = min(per_minute, self._allowance + earned)
-        self._counted = now
-        if now < self._rest_until:
-            return 0
-        number = max(0, min(missing, int(self._allowance)))
-        self._allowance -= number
-        return number
 
-    def _trouble(self, now: float) -> str:
-        if now >= self._rest_until:
-            return ""
-        left = self._rest_until - now
-        return f"pilots end before their worker is there; the next is tried in {left:.0f} s"
+def _is_gone(pilot: Pilot, status: BatchStatus | None, now: float) -> bool:
+    """Tell whether a pilot without a worker is no more."""
+    if status is not None and status.state != "unknown":
+        pilot.unknown_since = None
+        return status.over
+    pilot.unknown_since = now if pilot.unknown_since is None else pilot.unknown_since
+    return now - pilot.unknown_since >= _UNKNOWN_S

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pandaflow.core.bundle import BundleSpec
 from pandaflow.executors.batch.model import JobRef
+from pandaflow.executors.batch.places import Place
 from pandaflow.ports import Assignment
 
 
@@ -21,6 +22,7 @@ class Element:
     index : int
         From 0.
     cores : int
+        On all its nodes.
     open : list of int
         Its bundles that have not ended.
     current : int or None
@@ -53,6 +55,11 @@ class Element:
         """What the batch system calls it."""
         return self.array.id, self.index if self.array.many else None
 
+    @property
+    def report(self) -> Path:
+        """The file in which it tells how it goes."""
+        return self.array.folder / f"{self.index}.report"
+
 
 @dataclass(slots=True, eq=False)
 class Array:
@@ -64,17 +71,30 @@ class Array:
     id: str
     folder: Path
     many: bool
+    place: Place
     elements: list[Element] = field(default_factory=list)
     clean: bool = True
 
 
 @dataclass(slots=True, eq=False)
 class Bundle:
-    """A bundle that has not ended; ``needs`` are those in flight that it waits for."""
+    """A bundle that has not ended.
+
+    Attributes
+    ----------
+    given : Assignment
+    needs : set of int
+        Bundles in flight that it waits for.
+    element : Element or None
+        Which carries it.
+    refused : dict of str to str
+        Sites that did not take it, and what they said.
+    """
 
     given: Assignment
     needs: set[int]
     element: Element | None = None
+    refused: dict[str, str] = field(default_factory=dict)
 
     @property
     def spec(self) -> BundleSpec:

@@ -1,10 +1,10 @@
 """What runs in an allocation: keeps Dask workers going until its time is up.
 
-``python -m pandaflow.executors.batch.pilot CONTACT --slots 4 --walltime 7200``: reads where the
-scheduler is from the contact file and starts one worker process a slot, so that a payload that
-crashes takes no other with it and Python code runs on all cores. When the scheduler vanishes the
-pilot waits a while for another driver of the same run to write a new contact: allocations survive
-their driver.
+``python -m pandaflow.executors.batch.pilot CONTACT --slot '{"count": 4}' --walltime 7200``: reads
+where the scheduler is from the contact file and starts one worker process a slot, so that a
+payload that crashes takes no other with it and Python code runs on all cores. When the scheduler
+vanishes the pilot waits a while for another driver of the same run to write a new contact:
+allocations survive their driver.
 """
 
 from __future__ import annotations
@@ -13,43 +13,34 @@ import argparse
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from pandaflow.core.errors import DataError
+from pandaflow.executors import tls
+from pandaflow.executors.batch.contact import Contact, answering, read_contact
+from pandaflow.executors.batch.slots import Slot, offers
 from pandaflow.executors.node import PILOT_UNTIL
 
 #: Seconds between looks at the contact file, the workers and the clock.
 _LOOK_S = 0.5
+#: Seconds between knocks at the scheduler's door, which it does not hear.
+_KNOCK_S = 5.0
 #: Worker processes that may die in a minute before the pilot gives up: something is wrong there.
 _DEATHS = 50
 #: Seconds before the end of the allocation at which workers that still run are ended.
 _LAST_S = 2.0
-
-
-def read_contact(path: Path) -> Mapping[str, Any] | None:
-    """Return what the driver wrote, ``{"id": ..., "address": ...}``; None if nothing is there."""
-    try:
-        contact = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    known = isinstance(contact, dict) and {"id", "address"} <= contact.keys()
-    return contact if known else None
-
-
-def _answers(address: str) -> bool:
-    """Whether somebody listens where the scheduler is, ``tcp://10.0.0.1:8786``."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=2.0):
-            return True
-    except (OSError, ValueError):
-        return False
+#: Variables in which batch systems and vendors say which GPUs a process may use.
+_DEVICES = (
+    "CUDA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ZE_AFFINITY_MASK",
+)
 
 
 class Pilot:
@@ -59,8 +50,8 @@ class Pilot:
     ----------
     contact : Path
         File on a disk that driver and nodes share.
-    slots : int
-        Worker processes.
+    slot : Slot
+        How the node is cut.
     until : float
         Seconds since the epoch at which it must have ended.
     margin : float
@@ -75,37 +66,37 @@ class Pilot:
         self,
         contact: Path,
         *,
-        slots: int,
+        slot: Slot,
         until: float,
         margin: float,
         patience: float,
         folder: str,
     ) -> None:
-        self._contact, self._slots, self._folder = contact, slots, folder
+        self._contact, self._slot, self._folder = contact, slot, folder
         self._until, self._margin, self._patience = until, margin, patience
         self._name = f"pilot-{os.environ.get('PANDAFLOW_BATCH_ID') or os.getpid()}"
         self._workers: dict[int, subprocess.Popen[bytes]] = {}
+        self._served: Contact | None = None
+        self._address = ""
         self._leave, self._starts = False, 0
         self._deaths: list[float] = []
+        self._met = time.monotonic()
 
     def run(self) -> None:
         """Serve one driver after the other until the time is up."""
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._told)
-        served, alone = "", time.monotonic()
+        knocked = 0.0
         try:
             while not self._leave and time.time() < self._until - self._margin:
-                contact = read_contact(self._contact)
-                if contact is not None and contact.get("over"):
+                contact = self._read()
+                if contact is not None and contact.over:
                     return
-                if contact is not None and contact["id"] != served:
-                    served = contact["id"]
-                    self._end()
-                    self._serve(contact["address"])
-                self._mend(contact)
-                if contact is not None and self._workers and _answers(contact["address"]):
-                    alone = time.monotonic()
-                if time.monotonic() - alone > self._patience or len(self._deaths) > _DEATHS:
+                if time.monotonic() - knocked > _KNOCK_S or contact != self._served:
+                    knocked = time.monotonic()
+                    self._knock(contact)
+                self._mend()
+                if self._unwanted():
                     return
                 time.sleep(_LOOK_S)
             self._drain()
@@ -115,43 +106,75 @@ class Pilot:
     def _told(self, *_: object) -> None:
         self._leave = True
 
-    def _serve(self, address: str) -> None:
-        for slot in range(self._slots):
-            self._start(slot, address)
+    def _read(self) -> Contact | None:
+        try:
+            return read_contact(self._contact)
+        except DataError as error:
+            sys.stderr.write(f"{error}\n")
+            return self._served
 
-    def _start(self, slot: int, address: str) -> None:
+    # --- drivers ------------------------------------------------------------------------
+
+    def _knock(self, contact: Contact | None) -> None:
+        """See whether the driver is there; serve it if it is a new one."""
+        address = answering(contact.addresses) if contact is not None else ""
+        if not address or contact is None:
+            return
+        self._met = time.monotonic()
+        if self._served is None or contact.id != self._served.id:
+            self._end()
+            self._served, self._address = contact, address
+            for number in range(self._slot.count):
+                self._start(number)
+
+    def _unwanted(self) -> bool:
+        """Whether to go: nobody is there, workers only die, or the driver has sent them away."""
+        alone = time.monotonic() - self._met > self._patience
+        dismissed = self._served is not None and not self._workers and self._answers()
+        return alone or dismissed or len(self._deaths) > _DEATHS
+
+    def _answers(self) -> bool:
+        return bool(answering([self._address]))
+
+    # --- workers ------------------------------------------------------------------------
+
+    def _start(self, number: int) -> None:
+        assert self._served is not None
         self._starts += 1
+        left = self._until - self._margin - time.time()
+        secret = []
+        if self._served.tls:
+            keys = os.path.join(self._folder, f"tls-{self._served.id}")
+            secret = ["--tls", tls.keep(self._served.tls, keys)]
         command = [
-            *(sys.executable, "-m", "pandaflow.executors.worker", address),
-            *("--nthreads", "1", "--name", f"{self._name}-{slot}.{self._starts}"),
+            *(sys.executable, "-m", "pandaflow.executors.worker", self._address),
+            *("--nthreads", "1", "--name", f"{self._name}-{number}.{self._starts}"),
             *("--local-directory", self._folder, "--memory-limit", "0"),
+            *("--resources", json.dumps(offers(self._slot, left))),
+            *secret,
         ]
-        self._workers[slot] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, env={**os.environ, PILOT_UNTIL: repr(self._stop_at)}
-        )
+        env = {**os.environ, **devices(os.environ, number, self._slot.gpus)}
+        env[PILOT_UNTIL] = repr(self._until - self._margin)
+        self._workers[number] = subprocess.Popen(command, stdin=subprocess.PIPE, env=env)
 
-    @property
-    def _stop_at(self) -> float:
-        return self._until - self._margin
-
-    def _mend(self, contact: Mapping[str, Any] | None) -> None:
-        """Start workers again that a payload took along; not those whose scheduler has gone."""
-        for slot, process in list(self._workers.items()):
+    def _mend(self) -> None:
+        """Start workers again that a payload took along; not those that ended as they should."""
+        for number, process in list(self._workers.items()):
             code = process.poll()
             if code is None:
                 continue
-            del self._workers[slot]
-            if code != 0 and contact is not None:
+            del self._workers[number]
+            if code != 0:
                 now = time.monotonic()
                 self._deaths = [at for at in self._deaths if now - at < 60.0] + [now]
-                self._start(slot, contact["address"])
+                self._start(number)
 
     def _drain(self) -> None:
         """Let jobs that run end, as long as there is time; workers that are idle go at once."""
         for process in self._workers.values():
             process.send_signal(signal.SIGUSR1)
         while self._workers and time.time() < self._until - _LAST_S:
-            self._workers = {s: p for s, p in self._workers.items() if p.poll() is None}
+            self._workers = {n: p for n, p in self._workers.items() if p.poll() is None}
             time.sleep(_LOOK_S)
 
     def _end(self) -> None:
@@ -162,11 +185,21 @@ class Pilot:
         self._workers.clear()
 
 
+def devices(env: Mapping[str, str], number: int, each: int) -> dict[str, str]:
+    """Return the variables that give slot ``number`` its ``each`` GPUs of those in ``env``."""
+    found = {}
+    for name in _DEVICES:
+        known = [one for one in env.get(name, "").split(",") if one]
+        if each and known:
+            found[name] = ",".join(known[number * each : (number + 1) * each])
+    return found
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a pilot until its time is up."""
     parser = argparse.ArgumentParser(prog="python -m pandaflow.executors.batch.pilot")
     parser.add_argument("contact", type=Path)
-    parser.add_argument("--slots", type=int, default=1)
+    parser.add_argument("--slot", type=Slot.parse, default=Slot(1))
     parser.add_argument("--walltime", type=float, required=True, help="seconds from now")
     parser.add_argument("--margin", type=float, default=30.0)
     parser.add_argument("--patience", type=float, default=300.0)
@@ -175,7 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="pandaflow-pilot-", dir=options.scratch) as folder:
         Pilot(
             options.contact,
-            slots=options.slots,
+            slot=options.slot,
             until=time.time() + options.walltime,
             margin=options.margin,
             patience=options.patience,

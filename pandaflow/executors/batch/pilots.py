@@ -1,22 +1,20 @@
 """Pilots in allocations: Dask workers held by batch jobs, as many as the run has work for.
 
-The driver's process has the scheduler; batch jobs bring workers to it. A thread keeps the account
-(:class:`~pandaflow.executors.batch.fleet.Fleet`): it asks the batch system and the scheduler
-every few seconds, submits, retires and cancels. What a worker that dies leaves behind is charged
-to its job only if its allocation is not to blame.
+The driver's process has the scheduler; batch jobs bring workers to it. A thread looks every few
+seconds at what Dask's scheduler has and what the batch system says
+(:class:`~pandaflow.executors.batch.allocations.Allocations`), and sends workers away that are not
+needed. What a worker that dies leaves behind is charged to its job only if its allocation is not
+to blame.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import shlex
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,21 +23,35 @@ import dask
 from distributed import Client, LocalCluster
 
 from pandaflow.core.errors import SiteError
-from pandaflow.core.events import BundleEnded, BundleLost, SlotsChanged
-from pandaflow.core.model import Failure
-from pandaflow.executors.batch.control import Control
-from pandaflow.executors.batch.fleet import Fleet, Limits, Plan, Seen
-from pandaflow.executors.batch.model import BatchRequest, BatchStatus, plain_name
+from pandaflow.core.events import (
+    BundleEnded,
+    BundleLost,
+    BundlePlaced,
+    BundleStarted,
+    Event,
+    SlotsChanged,
+)
+from pandaflow.core.model import Failure, Resources
+from pandaflow.executors import tls
+from pandaflow.executors.batch.allocations import Allocations
+from pandaflow.executors.batch.contact import Contact, own_addresses
+from pandaflow.executors.batch.fleet import Seen
+from pandaflow.executors.batch.model import BatchStatus
+from pandaflow.executors.batch.provision import Kind
 from pandaflow.executors.batch.settings import BatchSettings
+from pandaflow.executors.batch.slots import needs
 from pandaflow.executors.dask import DaskSession
+from pandaflow.executors.node import CUT_SHORT, send_away
 from pandaflow.ports import Assignment, Report
 
 logger = logging.getLogger("pandaflow.executors")
 
-#: Seconds that a cancelled batch job is given to leave the queue.
-_LEAVE_S = 20.0
 #: Seconds that a lost bundle waits for its batch system to say why.
 _VERDICT_S = 15.0
+#: Seconds between turns at least, when new work comes in.
+_PAUSE_S = 0.2
+#: A job that used this much of a whole pilot's time and did not end will not end in another.
+_WHOLE = 0.8
 
 
 class PilotSession(DaskSession):
@@ -53,22 +65,22 @@ class PilotSession(DaskSession):
     """
 
     def __init__(self, settings: BatchSettings, run_id: str, results: str, report: Report) -> None:
-        self._settings = settings
-        self._control = Control(settings.backend, settings.commands_env)
-        self._folder = Path(results) / "pilots"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._fleet = Fleet(_limits(settings))
+        self._settings, self._tell_runner = settings, report
+        folder = Path(results) / "pilots"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._contact = folder / "contact.json"
+        self._allocations = Allocations(settings, run_id, folder)
+        self._asked: dict[int, tuple[Resources, int]] = {}
+        self._began: dict[int, float] = {}
         self._lost: list[tuple[float, BundleLost, str]] = []
         self._ended: dict[str, BatchStatus | None] = {}
         self._pilot_of: dict[str, str] = {}
-        self._trouble = self._refused = ""
-        self._sizes: dict[int, int] = {}
-        self._over = threading.Event()
-        self._name = plain_name(f"pf-{run_id}")
-        self._cluster = _scheduler(settings)
+        self._told = (-1, "")
+        self._over, self._stir = threading.Event(), threading.Event()
+        self._cluster, self._secret = _start(settings)
         client = Client(self._cluster, set_as_default=False)
-        super().__init__(client, run_id, results, report, owns_client=True)
-        self._adopt()
+        super().__init__(client, run_id, results, self._hand_on, owns_client=True)
+        self._allocations.adopt()
         self._write_contact()
         self._keeper = threading.Thread(target=self._keep, name="pandaflow-pilots", daemon=True)
         self._keeper.start()
@@ -76,38 +88,77 @@ class PilotSession(DaskSession):
     # --- the port -----------------------------------------------------------------------
 
     def submit(self, assignments: Sequence[Assignment]) -> None:
-        """Add a slice to the graph; pilots come for it."""
-        self._sizes |= {one.emit.bundle: len(one.spec.jobs) for one in assignments}
-        if self._refused:
-            self._refuse([one.emit.bundle for one in assignments])
-        else:
-            super().submit(assignments)
+        """Add a slice to the graph; pilots come for it. What fits nowhere fails at once."""
+        fit = [one for one in assignments if self._place(one)]
+        if fit:
+            super().submit(fit)
+            self._stir.set()
 
-    def release(self, bundles: Sequence[int]) -> None:
-        """Let Dask forget values."""
-        super().release(bundles)
+    def cancel(self, bundles: Sequence[int]) -> None:
+        """Drop nodes that wait, stop payloads that run."""
         for bundle in bundles:
-            self._sizes.pop(bundle, None)
+            self._asked.pop(bundle, None)
+        super().cancel(bundles)
 
     def close(self, *, kill: bool = False) -> None:
         """Give all allocations back and wait until they have left the queue."""
         if self._over.is_set():
             return
         self._over.set()
+        self._stir.set()
         self._keeper.join(timeout=60)
         self._write_contact(over=True)
         super().close(kill=kill)
-        self._leave()
+        self._allocations.leave()
         self._cluster.close(timeout=5)
+
+    # --- bundles ------------------------------------------------------------------------
+
+    def _place(self, one: Assignment) -> bool:
+        """Say where a bundle may run; whether it may anywhere."""
+        spec, bundle = one.spec, one.emit.bundle
+        ranking = self._allocations.ranking(spec.resources)
+        self._asked[bundle] = (spec.resources, len(spec.jobs))
+        if not ranking.sites:
+            kind = "site" if self._allocations.refused else "unfit"
+            self._fail(bundle, kind, f"{spec.name} fits nowhere: {ranking.describe()}")
+        elif self._allocations.several:
+            self._hand_on(BundlePlaced(time.time(), bundle, "", ranking.describe()))
+        return bool(ranking.sites)
+
+    def _fail(self, bundle: int, kind: str, why: str) -> None:
+        _, size = self._asked[bundle]
+        failures = dict.fromkeys(range(size), Failure(kind=kind, message=why))
+        self._hand_on(BundleEnded(at=time.time(), bundle=bundle, failures=failures))
+
+    def _hand_on(self, event: Event) -> None:
+        """Report an event, and keep track of what is in flight."""
+        if isinstance(event, BundleStarted):
+            self._began[event.bundle] = event.at
+            kind = self._allocations.kind_of(self._pilot_of.get(event.worker, ""))
+            if kind is not None and self._allocations.several:
+                event = replace(event, site=kind.site)
+        elif isinstance(event, BundleEnded | BundleLost):
+            self._asked.pop(event.bundle, None)
+            self._began.pop(event.bundle, None)
+        self._tell_runner(event)
+
+    @property
+    def _scheduler(self) -> Any:
+        return self._cluster.scheduler
 
     # --- what the base class asks -------------------------------------------------------
 
+    def _needs(self, assignment: Assignment) -> Mapping[str, float]:
+        return needs(assignment.spec.resources)
+
     def _count_slots(self) -> None:
         """Tell the slots that there may be: the engine sends work, and workers come for it."""
-        slots = 0 if self._trouble else self._settings.max_nodes * self._settings.cores
-        if slots != self._slots:
-            self._slots = slots
-            self._report(SlotsChanged(time.time(), "", slots, self._trouble))
+        self._see_workers()
+        now = (self._allocations.slots, "" if self._pilot_of else self._allocations.trouble())
+        if now != self._told:
+            self._told = now
+            self._hand_on(SlotsChanged(time.time(), "", *now))
 
     def _tell_lost(self, lost: BundleLost, worker: str) -> None:
         """Wait with a verdict until the batch system has said what became of the pilot."""
@@ -117,41 +168,84 @@ class PilotSession(DaskSession):
     # --- the account --------------------------------------------------------------------
 
     def _keep(self) -> None:
-        while not self._over.wait(self._settings.poll_seconds):
+        while not self._over.is_set():
             try:
                 self._turn()
             except SiteError as error:
                 logger.warning("%s: %s", self._run, error)
+            self._over.wait(_PAUSE_S)
+            self._stir.wait(self._settings.poll_seconds)
+            self._stir.clear()
 
     def _turn(self) -> None:
-        statuses, workers = self._statuses(), self._workers()
-        plan = self._fleet.look(time.monotonic(), statuses, workers, self._waiting())
-        self._ended.update(plan.ended)
-        self._judge(statuses, workers)
-        self._carry_out(plan)
-        self._trouble = plan.trouble and f"{plan.trouble}: {self._last_words()}"
+        workers = self._see_workers()
+        busy, waiting = self._work()
+        turn = self._allocations.turn(workers, busy, waiting)
+        self._ended.update(turn.ended)
+        self._judge(workers)
+        self._send_away(turn.drain)
+        self._retire(turn.retire)
+        if self._allocations.refused:
+            self._give_up()
 
-    def _statuses(self) -> dict[str, BatchStatus]:
-        found = self._control.look(sorted(self._fleet.pilots))
-        return {ref[0]: status for ref, status in found.items()}
-
-    def _workers(self) -> dict[str, Seen]:
-        """Return what workers the pilots have, by the batch job that holds them."""
+    def _see_workers(self) -> dict[str, Seen]:
+        """Return what workers the pilots have."""
         found: dict[str, Seen] = {}
-        for address, worker in list(self._cluster.scheduler.workers.items()):
+        for address, worker in list(self._scheduler.workers.items()):
             pilot = _pilot_of(str(worker.name))
             self._pilot_of[address] = pilot
-            busy, draining = len(worker.processing), worker.status.name != "running"
             known = found.get(pilot, Seen(0, draining=True))
-            found[pilot] = Seen(known.busy + busy, draining and known.draining)
+            going = worker.status.name != "running" or CUT_SHORT in worker.resources
+            busy = min(1, len(worker.processing))
+            found[pilot] = Seen(known.busy + busy, known.draining and going)
         return found
 
-    def _waiting(self) -> int:
-        """Return the nodes that could run if there were a slot."""
-        scheduler = self._cluster.scheduler
-        return len(scheduler.queued) + len(scheduler.unrunnable)
+    def _work(self) -> tuple[Counter[Kind], Counter[Resources]]:
+        """Return the slots that run something, and the jobs that could run if there were one."""
+        busy: Counter[Kind] = Counter()
+        waiting: Counter[Resources] = Counter()
+        taken: set[Any] = set()
+        in_flight = {self._keys.get(bundle) for bundle in list(self._asked)}
+        for bundle, (resources, _) in list(self._asked.items()):
+            node = self._scheduler.tasks.get(self._keys.get(bundle, ()))
+            if node is None or not _could_run(node, in_flight):
+                continue
+            worker = node.processing_on
+            kind = self._allocations.kind_of(_pilot_of(str(worker.name))) if worker else None
+            if kind is not None and worker not in taken:
+                taken.add(worker)
+                busy[kind] += 1
+            else:
+                waiting[resources] += 1
+        return busy, waiting
 
-    def _judge(self, statuses: Mapping[str, BatchStatus], workers: Mapping[str, Seen]) -> None:
+    def _send_away(self, pilots: frozenset[str]) -> None:
+        """Let pilots go when the jobs that they run have ended."""
+        gone = self._workers_of(pilots)
+        if gone:
+            self._client.run(send_away, workers=gone, wait=False, on_error="ignore")
+
+    def _retire(self, pilots: frozenset[str]) -> None:
+        """Give idle allocations back."""
+        gone = self._workers_of(pilots)
+        if gone:
+            self._client.retire_workers(workers=gone, close_workers=True, remove=True)
+        self._allocations.cancel(pilots)
+
+    def _workers_of(self, pilots: frozenset[str]) -> list[str]:
+        here = list(self._scheduler.workers)
+        return [address for address in here if self._pilot_of.get(address) in pilots]
+
+    def _give_up(self) -> None:
+        """Fail what no site will ever take, now that one has refused."""
+        for bundle, (resources, _) in list(self._asked.items()):
+            ranking = self._allocations.ranking(resources)
+            if not ranking.sites and bundle not in self._began:
+                self._fail(bundle, "site", ranking.describe())
+
+    # --- verdicts -----------------------------------------------------------------------
+
+    def _judge(self, workers: Mapping[str, Seen]) -> None:
         """Report bundles whose worker died, charged or not, once it is known why it did.
 
         Where other workers of the same pilot live on, the job itself is to blame; where none
@@ -160,97 +254,44 @@ class PilotSession(DaskSession):
         with self._lock:
             waiting, self._lost = self._lost, []
         for since, lost, pilot in waiting:
-            status = statuses.get(pilot) or self._ended.get(pilot)
-            over = status is not None and not status.live
+            status = self._ended.get(pilot) or self._allocations.status_of(pilot)
+            over = status is not None and status.over
             if over or pilot in workers or time.monotonic() - since > _VERDICT_S:
-                self._report(_charged(lost, status if over else None))
+                self._hand_on(self._verdict(lost, pilot, status if over else None))
             else:
                 with self._lock:
                     self._lost.append((since, lost, pilot))
 
-    def _carry_out(self, plan: Plan) -> None:
-        if plan.cancel:
-            self._control.cancel([(one, None) for one in plan.cancel])
-        if plan.retire:
-            self._retire(set(plan.retire))
-        for _ in range(plan.submit):
-            try:
-                pilot = self._submit()
-            except SiteError as error:
-                self._fleet.refused(time.monotonic())
-                if not error.transient:
-                    self._give_up(str(error))
-                raise
-            self._fleet.submitted([pilot], time.monotonic())
-
-    def _retire(self, pilots: set[str]) -> None:
-        """Give idle allocations back."""
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
-        gone = [a for a, worker in workers.items() if _pilot_of(str(worker["name"])) in pilots]
-        self._client.retire_workers(workers=gone, close_workers=True, remove=True)
-        self._control.cancel([(one, None) for one in sorted(pilots)])
-
-    def _give_up(self, why: str) -> None:
-        """Fail what waits: the batch system will never take a pilot as it is asked for."""
-        if not self._fleet.pilots:
-            self._refused = why
-            self._refuse(list(self._sizes))
-
-    def _refuse(self, bundles: Sequence[int]) -> None:
-        for bundle in bundles:
-            failure = Failure(kind="site", message=self._refused)
-            failures = dict.fromkeys(range(self._sizes.pop(bundle, 0)), failure)
-            if failures:
-                self._report(BundleEnded(at=time.time(), bundle=bundle, failures=failures))
-
-    def _submit(self) -> str:
-        settings = self._settings
-        script = self._folder / f"pilot-{uuid.uuid4().hex[:8]}.sh"
-        request = pilot_request(settings, self._name, str(self._folder))
-        pilot = self._control.submit(
-            script, request, pilot_body(settings, self._folder / "contact.json"), settings.prologue
-        )
-        with open(self._folder / "jobs", "a", encoding="utf-8") as file:
-            file.write(f"{pilot}\n")
-        return pilot
-
-    def _last_words(self) -> str:
-        """Return the end of what the newest pilot wrote."""
-        logs = sorted(self._folder.glob("*.out"), key=os.path.getmtime)
-        text = logs[-1].read_text(errors="replace").strip() if logs else ""
-        return text.splitlines()[-1][:300] if text else "it wrote nothing"
+    def _verdict(
+        self, lost: BundleLost, pilot: str, status: BatchStatus | None
+    ) -> BundleLost | BundleEnded:
+        """Say who is to blame: the job, unless its allocation ended for reasons of its own."""
+        kind = self._allocations.kind_of(pilot)
+        if status is None or kind is None:
+            return lost
+        time_is_up = status.state in ("timeout", "done")
+        limit = self._settings.places()[kind.site].walltime
+        ran = lost.at - self._began.get(lost.bundle, lost.at)
+        size = self._asked.get(lost.bundle, (None, 1))[1]
+        if time_is_up and ran >= _WHOLE * (limit - self._settings.margin) and size == 1:
+            why = (
+                f"it ran for {ran:.0f} s and its pilot of {limit:g} s was over; give the task a "
+                "walltime, so that it goes where there is as much, or the executor a longer one"
+            )
+            failures = {0: Failure(kind="walltime", message=why)}
+            return BundleEnded(at=lost.at, bundle=lost.bundle, failures=failures)
+        told = f"its pilot {pilot} ended: {status.state} {status.reason}".rstrip()
+        fault = status.infrastructure or time_is_up
+        return replace(lost, reason=told, charged=lost.charged and not fault)
 
     # --- beginning and end --------------------------------------------------------------
 
-    def _adopt(self) -> None:
-        """Count pilots in that a driver before this one left alive: they read the contact."""
-        with suppress(OSError):
-            ids = (self._folder / "jobs").read_text(encoding="utf-8").split()
-            alive = {ref[0] for ref, s in self._control.look(ids).items() if s.live}
-            self._fleet.submitted(sorted(alive), time.monotonic())
-
     def _write_contact(self, *, over: bool = False) -> None:
-        address = self._cluster.scheduler_address
-        contact = {"id": uuid.uuid4().hex, "address": address, **({"over": True} if over else {})}
-        scratch = self._folder / "contact.part"
-        scratch.write_text(json.dumps(contact), encoding="utf-8")
-        scratch.replace(self._folder / "contact.json")
-
-    def _leave(self) -> None:
-        """Cancel what is left, and stay until it is gone."""
-        deadline = time.monotonic() + _LEAVE_S
-        left = sorted(self._fleet.pilots)
-        while left and time.monotonic() < deadline:
-            try:
-                self._control.cancel([(one, None) for one in left])
-                statuses = self._control.look(left)
-            except SiteError as error:
-                logger.warning("%s: %s", self._run, error)
-                statuses = {}
-            else:
-                left = sorted({ref[0] for ref, s in statuses.items() if s.live or s.remains})
-            if left:
-                time.sleep(0.3)
+        url = self._scheduler.listeners[0].listen_address
+        contact = Contact(
+            id=uuid.uuid4().hex, addresses=own_addresses(url), tls=self._secret, over=over
+        )
+        contact.write(self._contact)
 
 
 def _pilot_of(worker: str) -> str:
@@ -258,64 +299,43 @@ def _pilot_of(worker: str) -> str:
     return worker.removeprefix("pilot-").rpartition("-")[0]
 
 
-def _limits(settings: BatchSettings) -> Limits:
-    return Limits(
-        least=settings.min_nodes,
-        most=settings.max_nodes,
-        slots=settings.cores,
-        idle=settings.idle_seconds,
-        per_minute=settings.submit_rate,
+def _could_run(node: Any, in_flight: Set[Any]) -> bool:
+    """Whether a node of the graph runs, or would if a worker were there.
+
+    Without workers it waits for its payload, for values to be loaded, and for values that were
+    lost with a worker: nodes that wait for workers themselves.
+    """
+    return node.state in ("processing", "queued", "no-worker") or (
+        node.state == "waiting" and not any(each.key in in_flight for each in list(node.waiting_on))
     )
 
 
-def _scheduler(settings: BatchSettings) -> Any:
-    """Start a scheduler that compute nodes can reach."""
+def _start(settings: BatchSettings) -> tuple[LocalCluster, dict[str, str]]:
+    """Start a scheduler that compute nodes can reach; return it with its keys."""
     quiet = {
         "distributed.scheduler.allowed-failures": 1000,
-        "distributed.scheduler.worker-saturation": 1.0 if settings.cores == 1 else 1.25,
+        "distributed.scheduler.worker-saturation": 1.0,
         "distributed.comm.timeouts.connect": "30s",
         "distributed.admin.low-level-log-length": 100,
         "distributed.admin.large-graph-warning-threshold": "100MB",
     }
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    encrypt = tls.available() if settings.encrypt is None else settings.encrypt
+    if not encrypt and settings.encrypt is None:
+        logger.warning(
+            "driver and pilots talk in clear, and whoever reaches this machine's ports can run "
+            "code as you: install pandaflow[hpc] for TLS"
+        )
+    security, keys = tls.make() if encrypt else (None, {})
     with dask.config.set(quiet):
-        return LocalCluster(
+        cluster = LocalCluster(
             n_workers=0,
             processes=True,
-            host=settings.host,
+            host=settings.host or "0.0.0.0",
+            protocol="tls" if encrypt else "tcp",
+            security=security,
             dashboard_address=":0",
             scheduler_kwargs={"dashboard": False},
             silence_logs=logging.CRITICAL,
         )
-
-
-def pilot_request(settings: BatchSettings, name: str, folder: str) -> BatchRequest:
-    """Return what is asked of the batch system for one pilot."""
-    return replace(
-        settings.request(name),
-        stdout=f"{folder}/{{id}}.out",
-        workdir=folder,
-        warn=("USR1", min(60.0, settings.walltime / 4)),
-    )
-
-
-def pilot_body(settings: BatchSettings, contact: Path) -> str:
-    """Return the line of the script that becomes the pilot."""
-    words = [
-        *(settings.python, "-m", "pandaflow.executors.batch.pilot", str(contact)),
-        *("--slots", str(settings.cores), "--walltime", f"{settings.walltime:g}"),
-        *("--margin", f"{min(settings.margin, settings.walltime / 4):g}"),
-        *("--patience", f"{settings.patience:g}"),
-        *(("--scratch", settings.scratch) if settings.scratch else ()),
-    ]
-    inside = f"{settings.container} " if settings.container else ""
-    return f"exec {inside}{shlex.join(words)}"
-
-
-def _charged(lost: BundleLost, status: BatchStatus | None) -> BundleLost:
-    """Say who is to blame: the job, unless its allocation ended for reasons of its own."""
-    if status is None or status.live:
-        return lost
-    fault = status.infrastructure or status.state == "timeout"
-    told = f"its pilot {status.id} ended: {status.state} {status.reason}".rstrip()
-    return replace(lost, reason=told, charged=lost.charged and not fault)
+    return cluster, keys

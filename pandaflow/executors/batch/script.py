@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -74,9 +75,21 @@ def _identity(backend: Backend) -> Iterator[str]:
 
 
 def _surroundings(backend: Backend, request: BatchRequest) -> Iterator[str]:
+    enter, streams = list(_enter(backend, request)), list(_streams(backend, request))
+    # Where the output is opened here, it is before anything can fail that should be told in it.
+    relative = not all(os.path.isabs(path) for path in (request.stdout, request.stderr) if path)
+    yield from (*enter, *streams) if relative else (*streams, *enter)
+
+
+def _enter(backend: Backend, request: BatchRequest) -> Iterator[str]:
     # With a description the system may have made the working directory, on another disk.
     if request.workdir is not None and backend.prefix:
-        yield f"cd -- {shlex.quote(request.workdir)} || exit 1"
+        folder = shlex.quote(request.workdir)
+        said = f'echo "$(hostname) cannot enter the working directory" {folder} >&2'
+        yield f"cd -- {folder} || {{ {said}; exit 1; }}"
+
+
+def _streams(backend: Backend, request: BatchRequest) -> Iterator[str]:
     if request.stdout is not None and backend.log(request.stdout, request) is None:
         joined = " 2>&1" if request.stderr is None else ""
         yield f"exec >{_path(backend, request.stdout)}{joined}"

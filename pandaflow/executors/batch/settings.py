@@ -60,7 +60,11 @@ class BatchSettings:
     patience : float
         Seconds that a pilot waits for another driver of the run when its own is gone.
     host : str or None
-        Address at which the compute nodes reach this machine; None: what it is by default.
+        Address at which the compute nodes reach this machine; None: all that it has are tried.
+    encrypt : bool or None
+        Whether driver and pilots talk by TLS; None: if ``cryptography`` is installed.
+    queue_seconds : float
+        Pilots that have waited longer in a queue are not counted on: other sites are asked too.
     sites : tuple of Site
         Partitions or queues to choose from; what one does not say is as above. None given: one
         site, as above.
@@ -99,6 +103,8 @@ class BatchSettings:
     margin: float = 30.0
     patience: float = 300.0
     host: str | None = None
+    encrypt: bool | None = None
+    queue_seconds: float = 300.0
     sites: tuple[Site, ...] = ()
     disk: int | None = None
     commands_env: Mapping[str, str] = field(default_factory=dict)
@@ -111,7 +117,10 @@ class BatchSettings:
         _number("min_nodes", self.min_nodes, least=0)
         if self.min_nodes > self.max_nodes:
             raise WorkflowError(f"min_nodes={self.min_nodes} is above max_nodes={self.max_nodes}")
-        for name in ("poll_seconds", "submit_rate", "idle_seconds", "margin", "patience"):
+        for name in (
+            *("poll_seconds", "submit_rate", "idle_seconds", "margin", "patience"),
+            "queue_seconds",
+        ):
             _positive(name, getattr(self, name))
         for name in ("python", "scratch", "container"):
             _one_line(name, getattr(self, name))

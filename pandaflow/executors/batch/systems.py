@@ -23,6 +23,11 @@ class Batch:
     def __init__(self, settings: BatchSettings) -> None:
         self.settings = settings
 
+    @property
+    def multi_node(self) -> bool:
+        """Whether jobs may have several nodes or ranks: pilots have one node each."""
+        return self.settings.mode == "batch"
+
     def open(self, run_id: str, results: str, report: Report) -> Session:
         """Begin to work for a run.
 

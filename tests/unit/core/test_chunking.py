@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from pandaflow.core.chunking import Bounds, ChunkMap, Even, Fixed, NoItems, grow, split
 from pandaflow.core.errors import WorkflowError
-from pandaflow.core.model import File, SplitRule
+from pandaflow.core.model import File
+from pandaflow.core.policy import SplitRule
 
 sizes = st.lists(st.integers(1, 6), max_size=25)
 
@@ -73,13 +74,6 @@ def test_an_empty_slice_has_no_readers(chunks: ChunkMap) -> None:
     assert len(range(*chunks.jobs(3, 3))) == 0
 
 
-@given(maps)
-def test_ready_jobs_are_exactly_those_whose_items_exist(chunks: ChunkMap) -> None:
-    for arrived in range(_n_items(chunks) + 3):
-        ready = sum(chunks.items(job)[1] <= arrived for job in range(chunks.n_jobs))
-        assert chunks.ready_jobs(arrived) == ready
-
-
 # --- single maps --------------------------------------------------------------------------
 
 
@@ -87,7 +81,6 @@ def test_jobs_without_items() -> None:
     chunks = NoItems(3)
     assert [chunks.items(job) for job in range(3)] == [(0, 0)] * 3
     assert chunks.jobs(0, 10) == (0, 0)
-    assert chunks.ready_jobs(0) == 3
 
 
 @given(even)

@@ -14,12 +14,12 @@ from pandaflow.core.model import (
     Failure,
     Input,
     Resources,
-    Retry,
     Source,
     SourceSpec,
     TaskSpec,
     WorkflowSpec,
 )
+from pandaflow.core.policy import Retry
 from pandaflow.core.sizing import MAX_JOBS, MAX_OUTSTANDING, TARGET_S, window
 from pandaflow.testing.engine import Outcome, World
 

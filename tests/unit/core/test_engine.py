@@ -53,6 +53,48 @@ def test_late_doubled_and_foreign_reports_are_ignored() -> None:
     assert world.play().engine.status == "done"
 
 
+def test_a_placement_is_recorded_and_moves_nothing() -> None:
+    world = World.of(chain, 2)
+    first = world.runnable()[0]
+    before = world.states("inc")
+    assert world.place(first, "", "may run at long, short") == [
+        cmd.BundleSited(world.at, first, 0, range(1), 1, "", "may run at long, short")
+    ]
+    (sited,) = world.place(first, "long")
+    assert (sited.site, sited.jobs, sited.attempt) == ("long", range(1), 1)
+    assert world.states("inc") == before
+    world.begin(first, "long")
+    running = next(r for r in world.ledger.records if isinstance(r, cmd.BundleRunning))
+    assert (running.worker, running.site) == ("worker", "long")
+    assert len(world.place(first, "short")) == 1  # it was moved while it ran
+    assert world.play().engine.status == "done"
+
+
+def test_a_placement_of_what_is_not_in_flight_is_ignored() -> None:
+    world = World.of(lambda: inc.options(retries=1)(pf.items(range(1))))
+    first = world.runnable()[0]
+    world.end(first, Outcome(fail={0: "bad"}))
+    second = world.runnable()[0]
+    assert second != first
+    assert world.place(first, "long") == []  # a later attempt is in flight
+    assert world.place(999, "long") == []
+    world.end(second)
+    assert world.place(second, "long") == []
+    assert world.engine.status == "done"
+
+
+def test_what_no_site_can_run_fails_at_once() -> None:
+    world = World.of(one_task, 2, retries=5)
+    unfit = Failure(kind="unfit", message="not at short: asks for 8 cores and it has 4 cores")
+    given = world.given.pop(world.runnable()[0])
+    number = given.emit.bundle
+    world.tell(ev.BundleEnded(at=world.at, bundle=number, failures={0: unfit}, wall=(0.0,)))
+    world.play()
+    assert world.states("inc").count("failed") == 1
+    (moved,) = (r for r in world.ledger.records if getattr(r, "failure", None) is not None)
+    assert (moved.finish, moved.reason, moved.failure) == ("failed", unfit.message, unfit)
+
+
 def test_report_without_start() -> None:
     world = World.of(one_task, 1)
     world.end(1)

@@ -13,17 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pandaflow.core.errors import WorkflowError
-from pandaflow.core.model import (
-    File,
-    Output,
-    Resources,
-    Retry,
-    Source,
-    SplitRule,
-    TaskSpec,
-    compact,
-    runs_of,
-)
+from pandaflow.core.model import File, Output, Resources, Source, TaskSpec, compact, runs_of
+from pandaflow.core.policy import Retry, SplitRule
 from pandaflow.core.quantities import parse_bytes, parse_seconds
 
 ascending = st.sets(st.integers(0, 60), max_size=40).map(sorted)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pandaflow.core.model import Failure, Resources, Retry, RetryRule
+from pandaflow.core.model import Failure, Resources
+from pandaflow.core.policy import Retry, RetryRule
 from pandaflow.core.retry import MAX_LOST, Again, GiveUp, decide, escalated, matching
 
 GIB = 2**30
@@ -30,6 +31,24 @@ def test_as_many_retries_as_allowed() -> None:
     decisions = [after(ERROR, policy, charged) for charged in (1, 2, 3)]
     assert [type(decision) for decision in decisions] == [Again, Again, GiveUp]
     assert decisions[2].reason == ERROR.message
+
+
+@pytest.mark.parametrize("charged", [True, False])
+def test_what_no_site_can_run_is_given_up_at_once(charged: bool) -> None:
+    unfit = Failure(kind="unfit", message="no site has 8 cores", charged=charged)
+    decision = decide(unfit, Retry(retries=9), Resources(), charged=1, lost=1)
+    assert decision == GiveUp("no site has 8 cores")
+    other = Retry(retries=9, rules=(RetryRule(match="OSError", action="retry"),))
+    assert decide(unfit, other, Resources(), charged=1, lost=1) == decision
+
+
+def test_a_rule_may_try_again_what_no_site_can_run() -> None:
+    unfit = Failure(kind="unfit", message="no site has 8 GiB")
+    policy = Retry(rules=(RetryRule(match="unfit", action="more_memory", max_attempts=3),))
+    decisions = [after(unfit, policy, charged) for charged in (1, 2, 3)]
+    assert [type(decision) for decision in decisions] == [Again, Again, GiveUp]
+    assert isinstance(decisions[0], Again)
+    assert decisions[0].resources.memory == 2 * GIB
 
 
 def test_back_off_grows_up_to_its_limit() -> None:

@@ -6,15 +6,8 @@ from typing import Any
 
 import pandaflow as pf
 from pandaflow.core import events as ev
-from pandaflow.core.model import (
-    Input,
-    Resources,
-    Retry,
-    Source,
-    SourceSpec,
-    TaskSpec,
-    WorkflowSpec,
-)
+from pandaflow.core.model import Input, Resources, Source, SourceSpec, TaskSpec, WorkflowSpec
+from pandaflow.core.policy import Retry
 from pandaflow.testing.engine import Outcome, World
 from tests.unit.core.scripts import bundled, chain, double, failing, inc, one_task, total
 

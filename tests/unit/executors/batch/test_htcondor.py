@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pandaflow.core.errors import WorkflowError
 from pandaflow.executors.batch.htcondor import HTCondor
-from pandaflow.executors.batch.model import BatchRequest
+from pandaflow.executors.batch.model import BatchRequest, BatchStatus, JobRef
 from pandaflow.testing.batch import BackendTests, Said
 
 
@@ -18,6 +20,7 @@ def ad(cluster: int, status: int, process: int = 0, **more: Any) -> dict[str, An
     return base | {"EnteredCurrentStatus": 1795343660, "NumJobStarts": 1} | more
 
 
+CAPTURES = Path(__file__).resolve().parents[5] / "shared" / "components" / "captures" / "htcondor"
 ONCE = "The job attribute PeriodicRemove expression 'JobStatus == 1 && NumJobStarts > 0' was TRUE"
 
 
@@ -174,3 +177,104 @@ def test_its_own_parser_reads_the_description() -> None:
     assert submit["max_materialize"] == "2"
     assert submit["output"] == "/a b/$(DOLLAR)x-$(ClusterId)-$(ProcId).out"
     assert submit["My.JobFlavour"] == '"longlunch"'
+
+
+def parsed(request: BatchRequest) -> Any:
+    """Return the description of a request as HTCondor's own parser reads it."""
+    htcondor2 = pytest.importorskip("htcondor2")
+    return htcondor2.Submit(HTCondor().describe("/a/job.sh", request)[1])
+
+
+def test_its_own_parser_counts_the_elements() -> None:
+    single, array = parsed(BatchRequest(name="a")), parsed(BatchRequest(name="a", array=500))
+    assert (single.getQArgs(), array.getQArgs()) == ("", "500")
+    # No line of ours reads as data of the queue statement.
+    assert single.itemdata() is None or not list(single.itemdata())
+    assert "my.pandaflowelements" not in {key.lower() for key in single}
+    assert array["My.PandaflowElements"] == "500"
+
+
+def test_its_own_parser_sees_no_macro_and_no_second_statement_in_our_texts() -> None:
+    odd = "/a/$(HOME) # $ENV(HOME) queue 7 = x"
+    submit = parsed(BatchRequest(name="queue 3", workdir=odd, account="a$b", stdout=f"{odd}/o"))
+    read = [submit.expand(key) for key in ("batch_name", "accounting_group", "initialdir")]
+    assert read == ["queue 3", "a$b", odd]
+    assert submit.expand("output") == submit.expand("error") == f"{odd}/o"
+    assert submit.getQArgs() == ""
+
+
+def test_several_nodes_are_of_the_parallel_universe() -> None:
+    submit = parsed(BatchRequest(name="mpi", nodes=3, cores=2))
+    read = {key: submit.expand(key) for key in ("universe", "machine_count", "request_cpus")}
+    assert read == {"universe": "parallel", "machine_count": "3", "request_cpus": "2"}
+
+
+def test_a_job_that_ran_is_not_started_again() -> None:
+    classad2 = pytest.importorskip("classad2")
+    once = parsed(BatchRequest(name="a"))["periodic_remove"]
+    assert "periodic_remove" not in parsed(BatchRequest(name="a", requeue=True))
+    removed = {}
+    for status, starts in ((1, 0), (1, 1), (2, 1), (5, 1)):
+        job = classad2.ClassAd({"JobStatus": status, "NumJobStarts": starts})
+        job["Removed"] = classad2.ExprTree(once)
+        removed[status, starts] = job.eval("Removed")
+    assert removed == {(1, 0): False, (1, 1): True, (2, 1): False, (5, 1): False}
+
+
+@pytest.mark.parametrize(("cpus", "fits"), [(8, True), (7, False)])
+def test_requirements_of_the_user_go_to_the_match(cpus: int, fits: bool) -> None:
+    classad2 = pytest.importorskip("classad2")
+    wish = 'requirements = (TARGET.OpSys == "LINUX") && (TARGET.Cpus >= MY.RequestCpus)'
+    request = BatchRequest(name="a", cores=4, tasks_per_node=2)
+    submit = parsed(replace(request, extra=(wish,)))
+    job = classad2.ClassAd({"RequestCpus": int(submit.expand("request_cpus"))})
+    job["Requirements"] = classad2.ExprTree(submit["requirements"])
+    for system in ("LINUX", "WINDOWS"):
+        machine = classad2.ClassAd({"OpSys": system, "Cpus": cpus, "Requirements": True})
+        assert job.symmetricMatch(machine) is (fits and system == "LINUX")
+
+
+def known() -> dict[JobRef, BatchStatus]:
+    """Return what is read in the recorded answers of condor_q and condor_history."""
+    found: dict[JobRef, BatchStatus] = {}
+    for name, parse in (
+        ("condor_q_attrs_json", HTCondor().parse_poll),
+        ("condor_history_attrs_json", HTCondor().parse_history),
+    ):
+        found |= parse((CAPTURES / f"{name}.txt").read_text().split("\n", 2)[2], "", 0)
+    return found
+
+
+def last_word(events: list[Any]) -> dict[str, Any]:
+    """Return how a job ended by its event log: the last event that says so."""
+    ends = ("JobTerminatedEvent", "JobAbortedEvent", "JobHeldEvent")
+    return dict([event for event in events if event["MyType"] in ends][-1])
+
+
+@pytest.mark.skipif(not CAPTURES.is_dir(), reason="no recorded outputs here")
+def test_its_own_event_logs_tell_the_same(tmp_path: Path) -> None:
+    htcondor2 = pytest.importorskip("htcondor2")
+    jobs, ends = known(), set()
+    for recorded in sorted(CAPTURES.glob("eventlog_*.txt")):
+        log = tmp_path / recorded.name
+        log.write_text(recorded.read_text().split("\n", 2)[2])
+        by_element: dict[tuple[int, int], list[Any]] = {}
+        for event in htcondor2.JobEventLog(str(log)).events(0):
+            by_element.setdefault((event["Cluster"], event["Proc"]), []).append(event)
+        for (job, process), events in by_element.items():
+            status = jobs.get((str(job), None)) or jobs.get((str(job), process))
+            if status is not None:
+                agree(status, last_word(events))
+                ends.add(status.state)
+    assert {"done", "failed", "cancelled", "timeout", "out_of_memory"} <= ends
+
+
+def agree(status: BatchStatus, end: dict[str, Any]) -> None:
+    if end["MyType"] == "JobTerminatedEvent":
+        assert status.state in ("done", "failed")
+        assert status.exit_code == (end["ReturnValue"] if end["TerminatedNormally"] else None)
+        assert status.signal == (None if end["TerminatedNormally"] else end["TerminatedBySignal"])
+    elif end["MyType"] == "JobAbortedEvent":
+        assert status.state in ("cancelled", "timeout", "preempted")
+    else:
+        assert status.remains or status.state in ("held", "cancelled")

@@ -22,6 +22,7 @@ from pandaflow.executors.batch import arrays, element
 from pandaflow.executors.batch.inflight import Array, Element, shortest
 from pandaflow.executors.batch.leftovers import ids
 from pandaflow.executors.batch.model import BatchStatus
+from pandaflow.executors.batch.places import Place
 from pandaflow.executors.batch.settings import BatchSettings
 from pandaflow.executors.batch.slurm import Slurm
 from pandaflow.executors.outcome import unpack_ended
@@ -115,10 +116,20 @@ def test_no_element_asks_for_more_than_a_batch_job_may() -> None:
     assert arrays.memory(settings(memory=None), Resources()) is None
 
 
-def test_misfits_are_named() -> None:
-    assert arrays.misfit(settings(), Resources(cores=8, memory=16 * GB, walltime=3600)) == ""
-    told = arrays.misfit(settings(), Resources(cores=9, gpus=1))
-    assert "9 cores" in told and "1 gpus" in told and "memory" not in told
+def test_ranks_are_asked_for_node_by_node(tmp_path: Path) -> None:
+    spec = spec_of(1, nodes=2, ranks_per_node=3, cores=2, gpus=1)
+    request = arrays.array_request(
+        settings(env={"SRUN_CPUS_PER_TASK": "1"}, extra=("--exclusive",)),
+        [[spec]],
+        folder=tmp_path,
+        workdir="/",
+    )
+    assert (request.nodes, request.tasks_per_node, request.cores) == (2, 3, 2)
+    assert (request.gpus, request.extra) == (1, ("--exclusive",))
+    assert request.memory == 12 * GB, "six of the eight cores of each node"
+    assert request.env["PANDAFLOW_NODES"] == "2"
+    assert request.env["PANDAFLOW_RANKS_PER_NODE"] == "3"
+    assert request.env["SRUN_CPUS_PER_TASK"] == "1", "users have the last word"
 
 
 def test_the_command_survives_a_shell(tmp_path: Path) -> None:
@@ -183,9 +194,9 @@ def test_last_words_are_one_line_of_bounded_length() -> None:
 
 
 def test_whole_arrays_are_named_once() -> None:
-    array = Array("7", Path(), many=True)
+    array = Array("7", Path(), True, Place(settings()))
     array.elements = [Element(array, index, 1, []) for index in range(3)]
-    alone = Array("8", Path(), many=False)
+    alone = Array("8", Path(), False, Place(settings()))
     alone.elements = [Element(alone, 0, 1, [])]
     assert shortest(array.elements[:2]) == [("7", 0), ("7", 1)]
     array.elements[2].gone = True

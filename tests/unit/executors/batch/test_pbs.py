@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
+import pytest
+
+from pandaflow.core.errors import WorkflowError
 from pandaflow.executors.batch.model import BatchRequest
 from pandaflow.executors.batch.pbs import PBS
 from pandaflow.testing.batch import BackendTests, Said
@@ -173,6 +177,103 @@ class TestTorque(BackendTests):
             queues=("batch",),
         ),
     )
+
+
+def wrapped(job: int, letter: str, *more: str) -> str:
+    """What the qstat of Slurm 22.05 prints of a job."""
+    lines = ["Job_Name = a", f"job_state = {letter}", "queue = main", *more]
+    return f"Job Id:\t{job}\n" + "".join(f"\t{line}\n" for line in lines) + "\n"
+
+
+ENDED = (
+    "mtime = Sun Nov 22 17:34:20 2026",
+    "ctime = Sun Nov 22 17:34:26 2026",
+    "exec_host = n1/2+n2/2",
+)
+
+
+class TestWrappersOfSlurm(BackendTests):
+    backend = PBS(dialect="slurm")
+    arrays = False
+    taken = (Said(stdout="17\n", id="17"),)
+    refused = (
+        Said(
+            stdout="There was an error running the Slurm sbatch command.\nThe command was:\n"
+            "'/usr/bin/sbatch -o a.o%j a.sh 2>&1'\nand the output was:\n"
+            "'sbatch: error: invalid partition specified: nowhere\n sbatch: error: Batch job "
+            "submission failed: Invalid partition name specified\n'\n",
+            code=1,
+            words="invalid partition specified: nowhere",
+        ),
+    )
+    silent = (
+        Said(stderr="Problem loading jobs.\n", code=8),
+        Said(
+            stdout="There was an error running the Slurm sbatch command.\nand the output was:\n"
+            "'sbatch: error: Batch job submission failed: Unable to contact slurm controller "
+            "(connect failure)\n'\n",
+            code=1,
+        ),
+    )
+    polls = (
+        Said(
+            stdout=wrapped(1, "Q") + wrapped(2, "R", *ENDED) + wrapped(3, "S") + wrapped(4, "U"),
+            states={
+                ("1", None): "pending",
+                ("2", None): "running",
+                ("3", None): "held",
+                ("4", None): "unknown",
+            },
+        ),
+        Said(code=153),
+    )
+    histories = (
+        Said(
+            stdout=wrapped(5, "C", *ENDED),
+            states={("5", None): "cancelled"},
+            exits={("5", None): (None, None)},
+        ),
+    )
+    cancelled = (Said(), Said(code=2))
+    not_cancelled = (
+        Said(stdout="qdel: Kill job error on job id 3: Access/permission denied\n", code=1),
+        Said(
+            stdout="qdel: Kill job error on job id 1: Unable to contact slurm controller "
+            "(connect failure)\n",
+            code=1,
+        ),
+    )
+    queue_lists = (
+        Said(
+            stdout="Queue:\tmain\n\tqueue_type = Execution\n\tresources_default.nodes = 2\n"
+            "\tenabled = yes\n\tstarted = yes\n\nQueue:\tnight\n\tenabled = no\n"
+            "\tstarted = no\n\n",
+            queues=("main", "night"),
+        ),
+    )
+
+
+def test_what_the_wrappers_do_not_tell_is_not_guessed() -> None:
+    backend = PBS(dialect="slurm")
+    ended = backend.parse_history(wrapped(5, "C", *ENDED), "", 0)["5", None]
+    assert ended.infrastructure and "does not tell how it ended" in ended.reason
+    assert ended.nodes == ("n1", "n2")
+    assert ended.started is not None and ended.ended == ended.started + 6
+    main, night = TestWrappersOfSlurm.queue_lists[0].given(backend.parse_queues)
+    assert main.open and not night.open
+
+
+def test_the_wrapper_of_qsub_hands_its_words_to_a_shell() -> None:
+    argv = PBS(dialect="slurm").submit("/a b/50% $x.sh", BatchRequest(name="a"))
+    assert shlex.split(" ".join(argv)) == [
+        *("qsub", "-j", "oe", "-o", "/a b/50%% $x.sh.o%j"),
+        "/a b/50% $x.sh",
+    ]
+
+
+def test_an_unknown_dialect() -> None:
+    with pytest.raises(WorkflowError, match="moab"):
+        PBS(dialect="moab")
 
 
 def test_nodes_times_and_starts() -> None:

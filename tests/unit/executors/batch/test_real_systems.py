@@ -1,8 +1,9 @@
-"""Back-ends against systems that run: Slurm and Grid Engine."""
+"""Back-ends against systems that run: Slurm, by its own commands and by PBS's, and Grid Engine."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -12,10 +13,11 @@ import pytest
 
 from pandaflow.core.errors import SiteError
 from pandaflow.executors.batch.model import Backend, BatchRequest, BatchStatus, JobRef
+from pandaflow.executors.batch.pbs import PBS
 from pandaflow.executors.batch.script import ID, INDEX, batch_files
 from pandaflow.executors.batch.sge import SGE
 from pandaflow.executors.batch.slurm import Slurm
-from pandaflow.testing import gridengine
+from pandaflow.testing import gridengine, torque
 from pandaflow.testing import slurm as cluster
 
 PATIENCE = 60.0
@@ -35,7 +37,10 @@ class Caller:
     """Runs what the back-end says and gives it what is printed."""
 
     def __init__(
-        self, site: cluster.Slurm | gridengine.GridEngine, backend: Backend, folder: Path
+        self,
+        site: cluster.Slurm | gridengine.GridEngine | torque.Torque,
+        backend: Backend,
+        folder: Path,
     ) -> None:
         self.site, self.backend, self.folder = site, backend, folder
 
@@ -150,6 +155,74 @@ def test_partitions(caller: Caller, site: cluster.Slurm) -> None:
 
 
 _NONE = BatchStatus(id="", state="unknown")
+
+
+# --- Slurm, spoken to as if it were PBS -------------------------------------------------------
+
+
+@pytest.fixture
+def wrapped(site: cluster.Slurm, tmp_path: Path) -> Caller:
+    try:
+        commands = torque.torque_commands()
+    except torque.TorqueMissing as error:
+        pytest.skip(str(error))
+    return Caller(torque.Torque(site, commands), PBS(dialect="slurm"), tmp_path)
+
+
+def test_the_wrappers_run_what_is_asked_for(
+    wrapped: Caller, site: cluster.Slurm, tmp_path: Path
+) -> None:
+    request = BatchRequest(
+        name="as-pbs",
+        queue="main",
+        account="physics",
+        walltime=150,
+        nodes=2,
+        tasks_per_node=2,
+        memory=300 * 2**20,
+        workdir=str(tmp_path),
+        stdout=str(tmp_path / "100% out-{id}"),
+        env={"WORDS": "a 'b' \"$c\""},
+        requeue=True,
+    )
+    nodes = wrapped.backend.inside.nodes
+    job = wrapped.submit(request, f'echo "${ID} ${INDEX} $WORDS $(pwd)"; {nodes}; exit 7')
+    found = wrapped.ended(job)[job, None]
+    shown = site.show(job)
+    assert (shown["NumNodes"], shown["NumCPUs"], shown["TimeLimit"]) == ("2", "4", "00:03:00")
+    assert (shown["Partition"], shown["Account"], shown["Requeue"]) == ("main", "physics", "1")
+    assert (shown["JobName"], shown["MinMemoryNode"]) == ("as-pbs", "300M")
+    assert (tmp_path / f"100% out-{job}").read_text() == "\n".join(
+        [f"{job}  a 'b' \"$c\" {tmp_path}", *site.nodes, ""]
+    )
+    assert shown["ExitCode"] == "7:0", "what the wrappers keep to themselves"
+    assert (found.state, found.exit_code) == ("cancelled", None)
+    assert found.started and found.ended and abs(time.time() - found.ended) < 600
+
+
+def test_the_wrappers_poll_and_cancel(wrapped: Caller) -> None:
+    request = BatchRequest(name="long", walltime=600, stdout="/dev/null", cores=4)
+    jobs = [wrapped.submit(request, "exec sleep 600") for _ in range(3)]
+    found = wrapped.until(
+        lambda all_: Counter(s.state for s in all_.values())["running"] == 2, *jobs
+    )
+    assert Counter(status.state for status in found.values()) == {"running": 2, "pending": 1}
+    backend = wrapped.backend
+    refs = [(job, None) for job in jobs]
+    wrapped.ask(backend.cancel([*refs, ("999999", None)]), backend.parse_cancel)
+    assert {status.state for status in wrapped.ended(*jobs).values()} == {"cancelled"}
+    wrapped.ask(backend.cancel(refs), backend.parse_cancel)
+    assert wrapped.poll("999999") == {}
+    assert set(wrapped.ask(backend.poll(None, "root"), backend.parse_poll)) >= set(refs)
+
+
+def test_the_wrappers_refuse_and_tell_queues(wrapped: Caller) -> None:
+    with pytest.raises(SiteError, match=r"(?i)invalid partition.*qstat -Q") as caught:
+        wrapped.submit(BatchRequest(name="a", queue="nosuch"), "true")
+    assert not caught.value.transient
+    backend = wrapped.backend
+    found = wrapped.ask(backend.queues(), backend.parse_queues)
+    assert {queue.name for queue in found if queue.open} == {"main", "short", "small"}
 
 
 # --- Grid Engine ----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -83,11 +84,28 @@ def test_a_script_warns_itself_where_the_system_cannot() -> None:
     assert "kill" not in batch_script(Slurm(), request, body)
 
 
-def test_a_prologue_that_fails_to_enter_the_folder_ends_the_job(tmp_path: Path) -> None:
-    request = BatchRequest(name="a", workdir=str(tmp_path / "nowhere"))
+def test_a_folder_that_cannot_be_entered_ends_the_job_with_its_name(tmp_path: Path) -> None:
+    request = BatchRequest(name="a", workdir=str(tmp_path / "no where"))
     script = batch_script(Slurm(), request, "echo no", ["echo neither"])
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
+    told = f"{socket.gethostname()} cannot enter the working directory {tmp_path}/no where\n"
+    assert done.stderr.endswith(told)
+
+
+def test_what_fails_first_is_told_in_the_output_that_the_script_opens(tmp_path: Path) -> None:
+    request = BatchRequest(name="a", workdir="/nonexistent", stdout=f"{tmp_path}/{{id}}.out")
+    script = batch_script(PBS(), request, "echo no")
+    env = {"PATH": os.environ["PATH"], "PBS_JOBID": "12.s"}
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+    assert "working directory /nonexistent" in (tmp_path / "12.s.out").read_text()
+
+
+def test_a_relative_output_is_in_the_working_directory(tmp_path: Path) -> None:
+    request = BatchRequest(name="a", workdir=str(tmp_path), stdout="{id}.out")
+    assert run(batch_script(PBS(), request, "echo here"), PBS_JOBID="12.s") == ""
+    assert (tmp_path / "12.s.out").read_text() == "here\n"
 
 
 def test_a_description_stands_beside_the_script() -> None:

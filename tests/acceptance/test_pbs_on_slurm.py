@@ -1,0 +1,139 @@
+"""The PBS executor on a real Slurm, by the PBS commands that Slurm brings along.
+
+Those commands know no elements of arrays, so in mode ``batch`` the executor gets one slot: then
+it submits one job after the other. The rest is as on any PBS.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pandaflow as pf
+from pandaflow.store.sql import open_store
+from pandaflow.testing.slurm import Slurm
+from pandaflow.testing.torque import Torque, TorqueMissing, torque_commands
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pf.task
+def double(x: int) -> int:
+    return 2 * x
+
+
+@pf.task
+def tenfold(values: list[int]) -> int:
+    return 10 * sum(values)
+
+
+@pf.task
+def counted(x: int, folder: str, seconds: float) -> int:
+    """Leave a line for each time it begins; sleep the first time only."""
+    path = Path(folder, "begun")
+    again = path.exists() and str(x) in path.read_text().split()
+    with open(path, "a") as file:
+        file.write(f"{x}\n")
+    if not again:
+        time.sleep(seconds)
+    return x
+
+
+@pf.workflow
+def two_stages(n: int) -> Any:
+    return tenfold(double(pf.items(range(n))).all())
+
+
+@pf.workflow
+def many(n: int, folder: str, seconds: float) -> Any:
+    return counted(pf.items(range(n)), folder, seconds)
+
+
+class Site:
+    """PBS commands, a store, and executors for runs there."""
+
+    def __init__(self, torque: Torque, folder: Path) -> None:
+        self.torque, self.folder, self.store = torque, folder, f"sqlite:///{folder}/store.db"
+
+    def executor(self, mode: str, **settings: Any) -> Any:
+        given = {"mode": mode, "walltime": 600, "poll_seconds": 0.4, "host": "127.0.0.1"}
+        given |= {"cores": 1, "max_nodes": 1} if mode == "batch" else {"cores": 2, "max_nodes": 2}
+        given |= {"submit_rate": 600.0, "commands_env": self.torque.env}
+        given |= {"margin": 5.0, "idle_seconds": 2.0, "patience": 12.0}
+        return pf.executors.PBS("main", dialect="slurm", **{**given, **settings})
+
+    def submit(self, flow: Any, mode: str, **settings: Any) -> pf.Run:
+        return flow.submit(executor=self.executor(mode, **settings), store=self.store)
+
+    def begun(self) -> list[int]:
+        """Return the jobs of all payloads that have begun, in order."""
+        path = self.folder / "begun"
+        return [int(job) for job in path.read_text().split()] if path.exists() else []
+
+    def queue(self, *states: str) -> list[str]:
+        """Return the batch jobs in the queue of Slurm (in these states)."""
+        # What these commands call ended may be "completing" for a moment yet.
+        wanted = states or ("PENDING", "RUNNING")
+        return [job for job, state in self.torque.slurm.states().items() if state in wanted]
+
+
+@pytest.fixture
+def site(slurm: Slurm, tmp_path: Path) -> Site:
+    try:
+        return Site(Torque(slurm, torque_commands()), tmp_path)
+    except TorqueMissing as error:
+        pytest.skip(str(error))
+
+
+def wait_for(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+both_modes = pytest.mark.parametrize("mode", ["pilots", "batch"])
+
+
+@both_modes
+def test_two_stages(site: Site, mode: str) -> None:
+    run = two_stages(24).run(executor=site.executor(mode), store=site.store, progress=False)
+    assert run.result() == 10 * sum(2 * x for x in range(24))
+    assert all(job["attempt"] == 1 for job in run.jobs())
+    assert site.queue() == []
+
+
+@pytest.mark.parametrize(("mode", "slots"), [("pilots", 4), ("batch", 1)])
+def test_what_an_operator_deletes_runs_again(site: Site, mode: str, slots: int) -> None:
+    # Longer than Slurm's patience with a pilot that lets its jobs end.
+    run = site.submit(many(slots + 1, str(site.folder), 6.0), mode)
+    # Every batch job that runs has begun something.
+    wait_for(lambda: len(site.begun()) >= slots)
+    site.torque.run(["qdel", site.queue("RUNNING")[0]])
+    assert run.wait(90) == "done"  # without any retry
+    assert set(site.begun()) == set(range(slots + 1)) and len(site.begun()) > slots + 1
+    reader = open_store(site.store).reader()
+    attempts = [a for job in range(slots + 1) for a in reader.attempts(run.id, "counted", job)]
+    assert not any(one["charged"] for one in attempts)
+    assert site.queue() == []
+
+
+@both_modes
+def test_cancel_leaves_nothing(site: Site, mode: str) -> None:
+    run = site.submit(many(20, str(site.folder), 60.0), mode)
+    wait_for(lambda: bool(site.begun()))
+    run.cancel()
+    assert run.wait(60) == "aborted"
+    assert site.queue() == []
+
+
+def test_arrays_are_refused_with_the_way_out(site: Site) -> None:
+    run = site.submit(many(20, str(site.folder), 0.0), "batch", cores=2, max_nodes=2)
+    assert run.wait(60) == "failed"
+    with pytest.raises(pf.RunFailed, match=r"does not tell the elements of an array apart.*Slurm"):
+        run.result()
+    assert site.begun() == []
