@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import bench_hpo, bench_run, bench_store
+from benchmarks import bench_hpo, bench_pilots, bench_run, bench_store
 from benchmarks.table import Row, machine, markdown
 from pandaflow.core import commands as cmd
 from pandaflow.core import events as ev
@@ -98,7 +98,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
     options = parser.parse_args()
     head, rows = machine(), []
-    for part in (engine_rows, store_rows, bench_run.rows, bench_hpo.rows):
+    for part in (engine_rows, store_rows, bench_run.rows, bench_pilots.rows, bench_hpo.rows):
         for row in part():
             rows.append(row)
             print(f"{row.what}: {row.measured}  {row.yardstick}  {row.ratio}", file=sys.stderr)
