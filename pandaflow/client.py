@@ -303,7 +303,7 @@ class Run(Driving):
 
     def _check_retry(self, body: Mapping[str, Any]) -> None:
         """Refuse here what the driver would refuse there."""
-        from pandaflow.runner import wish
+        from pandaflow.wishes import wish
 
         engine = self._engine()
         event = wish(engine, "retry", dict(body), time.time())
@@ -408,7 +408,7 @@ def _cause(row: Mapping[str, Any]) -> str:
 
 def _items_of_failed(engine: Engine, gather: Gatherer, name: str) -> list[Any]:
     from pandaflow.core.jobtable import CLOSED, FAILED
-    from pandaflow.runner import task_id
+    from pandaflow.wishes import task_id
 
     task = engine.tasks[task_id(engine, name)]
     if not task.mapped or task.chunks is None:

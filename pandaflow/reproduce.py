@@ -42,7 +42,7 @@ if __name__ == "__main__":
 
 def script(engine: Engine, results: ResultStore, run: str, task: str, index: int) -> str:
     """Return the text of the script."""
-    from pandaflow.runner import task_id
+    from pandaflow.wishes import task_id
 
     assert run_alone is not None
     number = task_id(engine, task)

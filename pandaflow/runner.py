@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pandaflow.core import commands as cmd
 from pandaflow.core import events as ev
@@ -30,13 +30,14 @@ from pandaflow.core.errors import (
     WorkflowError,
 )
 from pandaflow.core.growth import all_tasks
-from pandaflow.core.model import Fragment, TaskSpec
+from pandaflow.core.model import TaskSpec
 from pandaflow.core.slices import bundle_spec
 from pandaflow.core.status import RUN_TERMINAL, RunStatus
+from pandaflow.core.steering import changed
 from pandaflow.data.items import StoredItems
 from pandaflow.data.results import ResultStore
 from pandaflow.executors.outcome import unpack_ended
-from pandaflow.options import Options, change
+from pandaflow.pacing import Reasons
 from pandaflow.ports import (
     Adopting,
     Assignment,
@@ -49,18 +50,21 @@ from pandaflow.ports import (
     StateStore,
 )
 from pandaflow.restore import restore
-from pandaflow.store.spec import parse_fragment
+from pandaflow.wishes import wish
 
 logger = logging.getLogger("pandaflow.runner")
 
 #: Seconds between looks into the run's inbox, and extensions of the lease.
 _RENEW_S = 0.25
-#: Seconds that reports of mere starts may wait for others to be committed with.
+#: Seconds that mere starts and placements may wait for others to be committed with.
 _GROUP_S = 0.04
 #: Seconds that a store may be away before its driver gives up.
 _STORE_S = 120.0
 #: Seconds a lease holds when its owner falls silent.
 LEASE_S = 20.0
+
+#: Nothing follows from these, so they are committed in groups.
+_CALM = (ev.BundleStarted, ev.BundlePlaced)
 
 T = TypeVar("T")
 Callback = Callable[[Sequence[cmd.Record]], None]
@@ -108,6 +112,10 @@ class Runner:
         self._renewed = 0.0
         self._running = 0
         self._known_slots: dict[str, int] = {}
+        self._reasons = Reasons()
+        #: Wishes among the events of the coming step, and those of which nothing can come.
+        self._wishes: list[tuple[ev.Event, Request]] = []
+        self._refusals: list[cmd.RequestRefused] = []
 
     # --- the loop -----------------------------------------------------------------------
 
@@ -170,10 +178,8 @@ class Runner:
         """Handle events: conclude, commit, carry out."""
         if not events and not self._done:
             return
-        commands = engine.handle(events)
-        for reason in engine.refused:
-            logger.warning("%s: refused: %s", self._run, reason)
-        records, actions = _divide(commands)
+        records, actions = _divide(engine.handle(events))
+        records += self._refused(engine)
         self._running = sum(bundle.started for bundle in engine.bundles_in_flight())
         # Stopping needs no record to be safe, and people wait for it.
         self._cancel([action for action in actions if isinstance(action, cmd.CancelBundle)])
@@ -224,8 +230,7 @@ class Runner:
                 events.append(first)
             patience = time.time() + _GROUP_S
             while True:
-                # Nothing follows from a mere start, so starts are committed in groups.
-                calm = events and all(isinstance(event, ev.BundleStarted) for event in events)
+                calm = events and all(isinstance(event, _CALM) for event in events)
                 event = self._queue.get(timeout=max(0.0, patience - time.time()) if calm else 0)
                 if event is None:
                     break
@@ -235,7 +240,7 @@ class Runner:
         if time.time() >= self._wake_at:
             self._wake_at = float("inf")
             events.append(ev.Ticked(time.time()))
-        return events
+        return events + self._reasons.due(time.time())
 
     # --- beginning and end --------------------------------------------------------------
 
@@ -286,7 +291,8 @@ class Runner:
                 return self._pass_on(event)
             if isinstance(event, ev.SlotsChanged):
                 self._known_slots[name] = event.slots
-                event = replace(event, executor=name)
+                told = self._reasons.take(replace(event, executor=name))
+                return None if told is None else self._queue.put(told)
             return self._queue.put(event)
 
         return report
@@ -422,94 +428,43 @@ class Runner:
                 continue
             self._done.append(request.id)
             try:
-                events += self._wish(engine, request)
+                event = self._wish(engine, request)
             except (WorkflowError, KeyError, TypeError, ValueError) as error:
-                logger.warning("%s: request %s refused: %s", self._run, request.kind, error)
+                self._refuse(request, str(error))
+            else:
+                events.append(event)
+                self._wishes.append((event, request))
         if self._done and not events:
             self._step(engine, [ev.Ticked(time.time())])
         return events
 
-    def _wish(self, engine: Engine, request: Request) -> list[ev.Event]:
-        event = wish(engine, request.kind, dict(request.body), time.time())
+    def _wish(self, engine: Engine, request: Request) -> ev.Event:
+        event = wish(engine, request.kind, request.body, time.time())
         if isinstance(event, ev.FragmentAppended) and self._executors:
             tasks = list(all_tasks(event.fragment))
             self._check_executors(tasks)
             self._open_sessions({task.executor for task in tasks})
-        if isinstance(event, ev.RetryRequested) and event.resources and self._executors:
-            chosen = [t for t in engine.tasks.values() if event.task in (None, t.spec.id)]
-            self._check_executors([t.spec.changed(resources=event.resources) for t in chosen])
-        return [event]
+        if isinstance(event, ev.RetryRequested) and event.changes and self._executors:
+            specs = [changed(spec, event.changes) for spec in engine.to_change(event)]
+            self._check_executors(specs)
+            self._open_sessions({spec.executor for spec in specs})
+        return event
 
+    def _refuse(self, request: Request, reason: str) -> None:
+        logger.warning("%s: request %s refused: %s", self._run, request.kind, reason)
+        by = str(request.body.get("by", ""))
+        self._refusals.append(
+            cmd.RequestRefused(time.time(), request.id, request.kind, reason, by)
+        )
 
-def wish(engine: Engine, kind: str, body: dict[str, Any], now: float) -> ev.Event:
-    """Turn a request from outside into an event.
-
-    Raises
-    ------
-    WorkflowError
-        Unknown kind, task, job or option.
-    """
-    by = str(body.get("by", ""))
-    if kind == "cancel":
-        task, job = body.get("task"), body.get("job")
-        return ev.CancelRequested(now, None if task is None else task_id(engine, task), job, by)
-    if kind == "pause":
-        return ev.PauseRequested(now, by)
-    if kind == "resume":
-        return ev.ResumeRequested(now, by)
-    if kind == "append":
-        closed = bool(body["closed"])
-        return ev.ItemsAppended(now, int(body["source"]), int(body["count"]), closed)
-    if kind == "grow":
-        return ev.FragmentAppended(now, _fragment(body))
-    if kind == "retry":
-        return _retry_wish(engine, body, now, by)
-    raise WorkflowError(f"unknown request {kind!r}")
-
-
-def _fragment(body: Mapping[str, Any]) -> Fragment:
-    try:
-        return parse_fragment(body["fragment"])
-    except StoreError as error:  # the request is at fault, not the store
-        raise WorkflowError(str(error)) from error
-
-
-def _retry_wish(engine: Engine, body: dict[str, Any], now: float, by: str) -> ev.RetryRequested:
-    task = body.get("task")
-    number = None if task is None else task_id(engine, task)
-    options = dict(body.get("options") or {})
-    base = next(iter(engine.tasks.values())) if number is None else engine.tasks[number]
-    known = Options(
-        name=base.spec.name,
-        resources=base.spec.resources,
-        retry=base.spec.retry,
-        executor=base.spec.executor,
-    )
-    changed = change(known, options)
-    return ev.RetryRequested(
-        at=now,
-        task=number,
-        restart=bool(body.get("restart")),
-        resources=changed.resources if changed.resources != known.resources else None,
-        retry=changed.retry if changed.retry != known.retry else None,
-        executor=changed.executor if changed.executor != known.executor else None,
-        by=by,
-    )
-
-
-def task_id(engine: Engine, name: str) -> int:
-    """Return the id of a task by name.
-
-    Raises
-    ------
-    WorkflowError
-        There is none; the message lists those that are.
-    """
-    for task in engine.tasks.values():
-        if task.spec.name == name:
-            return task.spec.id
-    known = ", ".join(task.spec.name for task in engine.tasks.values() if not task.spec.internal)
-    raise WorkflowError(f"no task {name!r} in this run; there are {known}")
+    def _refused(self, engine: Engine) -> list[cmd.RequestRefused]:
+        """Return the refusals of the step's wishes, the engine's own included."""
+        for event, reason in engine.refused:
+            for wished, request in self._wishes:
+                if wished is event:
+                    self._refuse(request, reason)
+        refusals, self._refusals, self._wishes = self._refusals, [], []
+        return refusals
 
 
 def _is_new(state: RunState) -> bool:

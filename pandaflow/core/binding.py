@@ -75,6 +75,7 @@ class Binding:
         self._default = ""
         self._cancelled = ""
         self._slots: dict[str, int] = {}
+        self._ahead: dict[str, float] = {}
         self._bundles: dict[int, BundleRun] = {}
         self._dependents: dict[int, list[int]] = {}
         self._runnable: dict[str, int] = defaultdict(int)

@@ -89,6 +89,50 @@ class StreamGrew:
 
 
 @dataclass(frozen=True, slots=True)
+class ExecutorNoted:
+    """What holds up the jobs of an executor has changed.
+
+    Attributes
+    ----------
+    at : float
+    executor : str
+    slots : int
+        Jobs of one core that it can run at once.
+    reason : str
+        In one line; empty: nothing holds them up any more.
+    """
+
+    at: float
+    executor: str
+    slots: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRefused:
+    """A wish from outside changed nothing.
+
+    Attributes
+    ----------
+    at : float
+    request : int
+        Its number in the inbox.
+    kind : str
+        ``retry``, ``grow``, ...
+    reason : str
+        What is wrong with it, for whoever asked.
+    by : str
+        Who that was, where known.
+    """
+
+    at: float
+    request: int
+    kind: str
+    reason: str
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class BundleSent:
     """Jobs became ``sent`` as one bundle, all at the same attempt number.
 
@@ -201,6 +245,8 @@ Record: TypeAlias = (
     | TaskGrew
     | ItemsRecorded
     | StreamGrew
+    | ExecutorNoted
+    | RequestRefused
     | BundleSent
     | BundleSited
     | BundleRunning

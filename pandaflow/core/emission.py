@@ -25,7 +25,14 @@ from pandaflow.core.jobtable import (
 )
 from pandaflow.core.model import Jobs, Output, Resources, compact
 from pandaflow.core.moves import Moves
-from pandaflow.core.sizing import MAX_JOBS, MAX_OUTSTANDING, bundle_size, refill_below, window
+from pandaflow.core.sizing import (
+    MAX_JOBS,
+    MAX_OUTSTANDING,
+    bundle_seconds,
+    bundle_size,
+    refill_below,
+    window,
+)
 from pandaflow.core.status import JobStatus, RunStatus, TaskStatus
 from pandaflow.core.taskrun import BundleRun, TaskRun
 
@@ -67,20 +74,23 @@ class Emission(Moves):
             return False
         needs = self._bundles_for(task, pick.jobs)
         waiting = sum(1 for need in needs if need in self._bundles)
-        if not waiting and not self._has_room(executor, slots):
+        if not waiting and not self._has_room(task, executor, slots):
             self._put_back(task, pick)
             return False
         attempt = task.table.ended[pick.jobs[0]] + 1
         self._send(task, pick.jobs, attempt, pick.resources, needs=needs)
         return True
 
-    def _has_room(self, executor: str, slots: int) -> bool:
+    def _has_room(self, task: TaskRun, executor: str, slots: int) -> bool:
         """Tell whether a runnable node may be sent now.
 
         The window is filled in one go when it has run low, and then left alone for a while:
         a slice of many nodes costs little more than a slice of one.
         """
-        if self._runnable[executor] >= window(slots):
+        ahead, seconds = self._ahead.get(executor, 0.0), bundle_seconds(task.pace)
+        if self._runnable[executor] <= refill_below(slots, ahead, seconds):
+            self._filling.add(executor)
+        elif self._runnable[executor] >= window(slots, ahead, seconds):
             self._filling.discard(executor)
         return executor in self._filling
 
@@ -103,7 +113,7 @@ class Emission(Moves):
     def _pick_queued(self, task: TaskRun, slots: int) -> Pick | None:
         """Take jobs that are tried again: alike in attempt and resources."""
         queue, table = task.queue, task.table
-        room = bundle_size(task.pace, max(1, len(queue)), slots)
+        room = self._bundle_size(task, max(1, len(queue)), slots)
         jobs: list[int] = []
         while queue and len(jobs) < room:
             job = queue[0]
@@ -122,6 +132,11 @@ class Emission(Moves):
         if not jobs:
             return None
         return Pick(compact(sorted(jobs)), task.resources(jobs[0]))
+
+    def _bundle_size(self, task: TaskRun, remaining: int, slots: int) -> int:
+        if task.spec.resources.parallel:  # each starts ranks of its own
+            return 1
+        return bundle_size(task.pace, remaining, slots)
 
     def _can_go(self, task: TaskRun, job: int) -> bool:
         """Check the inputs of a queued job once more: they may have been lost meanwhile."""
@@ -156,7 +171,7 @@ class Emission(Moves):
             if task.status is TaskStatus.SCOUTING and first >= task.spec.scouts:
                 return None
             remaining = table.counts[READY] + table.counts[PENDING]
-            last = first + (1 if task.spec.edges else bundle_size(task.pace, remaining, slots))
+            last = first + (1 if task.spec.edges else self._bundle_size(task, remaining, slots))
             if task.status is TaskStatus.SCOUTING or self._wants_scouts(task):
                 last = first + 1
             stop = table.first(NOT_FRESH, first, min(last, task.n))

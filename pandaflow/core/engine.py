@@ -31,7 +31,7 @@ from pandaflow.core.jobtable import (
     QUEUED,
     RUNNING,
 )
-from pandaflow.core.model import Failure, Jobs, compact
+from pandaflow.core.model import Failure, Jobs, WorkflowSpec, compact
 from pandaflow.core.status import (
     JOB_TERMINAL,
     JobStatus,
@@ -56,20 +56,27 @@ class Engine(Steering):
     ['RunMoved', 'TaskGrew', 'TaskMoved', 'TaskMoved', 'BundleSent', 'EmitBundle']
     """
 
+    def __init__(self, spec: WorkflowSpec) -> None:
+        super().__init__(spec)
+        self.refused: list[tuple[ev.Event, str]] = []
+        #: What was last recorded of executors.
+        self._reasons: dict[str, str] = {}
+
     def handle(self, events: Iterable[ev.Event]) -> list[cmd.Command]:
         """Take in facts; return records and actions, in order.
 
         Late, doubled and foreign reports are ignored: a bundle reports once, under its number.
-        A wish that cannot be granted changes nothing; ``refused`` tells why, until the next call.
+        A wish that cannot be granted changes nothing; ``refused`` has it with the reason, until
+        the next call.
         """
         self._out: list[cmd.Command] = []
-        self.refused: list[str] = []
+        self.refused = []
         for event in events:
             self._now = max(self._now, event.at)
             try:
                 self._take_in(event)
             except WorkflowError as error:  # wishes are judged before they change anything
-                self.refused.append(str(error))
+                self.refused.append((event, str(error)))
         self._settle()
         return self._out
 
@@ -89,6 +96,7 @@ class Engine(Steering):
                 self._run_started(event)
             case ev.SlotsChanged():
                 self._slots[event.executor] = event.slots
+                self._ahead[event.executor] = event.ahead
             case ev.Ticked():
                 pass
             case _:
@@ -123,8 +131,19 @@ class Engine(Steering):
     def _run_started(self, event: ev.RunStarted) -> None:
         self._slots = dict(event.slots)
         self._default = next(iter(event.slots), "")
-        if self.status is RunStatus.DEFINED:
+        # Of a run that goes on the last driver may have recorded anything.
+        fresh = self.status is RunStatus.DEFINED
+        self._reasons = dict.fromkeys(event.slots, "") if fresh else {}
+        if fresh:
             self._move_run(RunStatus.RUNNING, "driven")
+
+    def _slots_changed(self, event: ev.SlotsChanged) -> None:
+        self._slots[event.executor] = event.slots
+        if self._reasons.get(event.executor) != event.reason:
+            self._reasons[event.executor] = event.reason
+            self._out.append(
+                cmd.ExecutorNoted(event.at, event.executor, event.slots, event.reason)
+            )
 
     def _bundle_placed(self, event: ev.BundlePlaced) -> None:
         bundle = self._bundles.get(event.bundle)

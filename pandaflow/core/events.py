@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from pandaflow.core.model import Failure, Fragment, Resources
-from pandaflow.core.policy import Retry
+from pandaflow.core.model import Failure, Fragment
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +19,16 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class SlotsChanged:
-    """An executor can run so many one-core jobs at once (0: it is offline)."""
+    """An executor can run so many one-core jobs at once (0: it is offline).
+
+    ``ahead``: seconds of work for each slot that it wants at hand, since a start costs it much.
+    """
 
     at: float
     executor: str
     slots: int
     reason: str = ""
+    ahead: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,16 +226,14 @@ class RetryRequested:
         Only this task's jobs (and what was closed because of them); None: all.
     restart : bool
         Run the task and all downstream of it again, finished jobs too.
-    resources, retry, executor : optional
-        Changed options for the task(s) retried.
+    changes : mapping of str to Any
+        Options to change, parsed, for each task that is retried: by field of ``Resources``
+        (``memory``, ``cores``, ...) or of ``TaskSpec`` (``retry``, ``executor``).
     """
 
     at: float
     task: int | None = None
     restart: bool = False
-    resources: Resources | None = None
-    retry: Retry | None = None
-    executor: str | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     by: str = ""
 

@@ -72,11 +72,26 @@ def bundle_size(pace: Pace, remaining: int, slots: int) -> int:
     return max(1, min(aimed, max(share, worth), remaining))
 
 
-def window(slots: int) -> int:
-    """Return how many runnable nodes are kept at an executor with ``slots`` slots."""
-    return 3 * slots + 4
+def bundle_seconds(pace: Pace) -> float:
+    """Return what the next bundles take, in seconds; 0: nobody knows."""
+    return max(pace.mean, TARGET_S) if pace.measured else 0.0
 
 
-def refill_below(slots: int) -> int:
+def window(slots: int, ahead: float = 0.0, seconds: float = 0.0) -> int:
+    """Return how many runnable nodes are kept at an executor.
+
+    Parameters
+    ----------
+    slots : int
+    ahead : float
+        Seconds of work for each slot that the executor wants at hand.
+    seconds : float
+        What a node takes; 0: nobody knows.
+    """
+    each = ahead / seconds if seconds else 0.0
+    return int(max(3.0, min(MAX_JOBS, each)) * slots) + 4
+
+
+def refill_below(slots: int, ahead: float = 0.0, seconds: float = 0.0) -> int:
     """Return at how many runnable nodes the window is filled again: all slots still busy."""
-    return 2 * slots + 2
+    return window(slots, ahead, seconds) * 2 // 3

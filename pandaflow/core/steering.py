@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
 from pandaflow.core import commands as cmd
 from pandaflow.core import events as ev
 from pandaflow.core.errors import WorkflowError
@@ -15,7 +19,7 @@ from pandaflow.core.jobtable import (
     READY,
     WAITING_CODES,
 )
-from pandaflow.core.model import Jobs, compact
+from pandaflow.core.model import Jobs, Resources, TaskSpec, compact
 from pandaflow.core.moves import by_state
 from pandaflow.core.status import (
     JOB_TERMINAL,
@@ -26,6 +30,23 @@ from pandaflow.core.status import (
 )
 from pandaflow.core.taskrun import BundleRun, TaskRun
 from pandaflow.core.verdicts import Verdicts
+
+
+_RESOURCES = frozenset(field.name for field in fields(Resources))
+
+
+def changed(spec: TaskSpec, changes: Mapping[str, Any]) -> TaskSpec:
+    """Return a task with changed options, those of its resources among them, one by one.
+
+    Parameters
+    ----------
+    spec : TaskSpec
+    changes : mapping of str to Any
+        As in ``RetryRequested``.
+    """
+    needs = {name: value for name, value in changes.items() if name in _RESOURCES}
+    plain = {name: value for name, value in changes.items() if name not in _RESOURCES}
+    return spec.changed(resources=replace(spec.resources, **needs), **plain)
 
 
 class Steering(Verdicts):
@@ -137,10 +158,8 @@ class Steering(Verdicts):
             chosen = self._downstream(self._known(event.task).spec.id)
         if event.restart:
             self.check_restart(event.task)
-        for task in self.tasks.values():
-            failed = task.table.counts[FAILED] or task.table.counts[CANCELLED]
-            if task.spec.id == event.task or (event.task is None and failed):
-                self._change(task, event)
+        for spec in self.to_change(event):
+            self._change(self.tasks[spec.id], event)
         if not any(self._can_retry(self.tasks[number], event) for number in chosen):
             return
         self._cancelled = ""
@@ -158,15 +177,16 @@ class Steering(Verdicts):
             raise WorkflowError(f"no task {number} in this run")
         return self.tasks[number]
 
+    def to_change(self, event: ev.RetryRequested) -> list[TaskSpec]:
+        """Return the tasks whose options a retry changes, as they are before."""
+        if event.task is not None:
+            return [self._known(event.task).spec]
+        counts = ((task.spec, task.table.counts) for task in self.tasks.values())
+        return [spec for spec, count in counts if count[FAILED] or count[CANCELLED]]
+
     def _change(self, task: TaskRun, event: ev.RetryRequested) -> None:
-        changes = {
-            "resources": event.resources,
-            "retry": event.retry,
-            "executor": event.executor,
-        }
-        given = {key: value for key, value in changes.items() if value is not None}
-        if given:
-            task.spec = task.spec.changed(**given)
+        if event.changes:
+            task.spec = changed(task.spec, event.changes)
             task.overrides.clear()
             self._out.append(cmd.TaskChanged(event.at, task.spec))
 

@@ -11,9 +11,11 @@ from pandaflow.core.commands import (
     BundleRunning,
     BundleSent,
     BundleSited,
+    ExecutorNoted,
     ItemsRecorded,
     JobsMoved,
     Record,
+    RequestRefused,
     RunMoved,
     StreamGrew,
     TaskAdded,
@@ -32,6 +34,8 @@ _KINDS: Mapping[type, str] = {
     TaskGrew: "task_grew",
     ItemsRecorded: "items_recorded",
     StreamGrew: "stream_grew",
+    ExecutorNoted: "executor_noted",
+    RequestRefused: "request_refused",
     BundleSent: "bundle_sent",
     BundleSited: "bundle_placed",
     BundleRunning: "bundle_running",
@@ -86,3 +90,11 @@ def why(record: JobsMoved) -> dict[str, Any] | None:
     if record.not_before:
         detail["not_before"] = record.not_before
     return detail or None
+
+
+def about(record: ExecutorNoted | RequestRefused) -> dict[str, Any]:
+    """Return whom or what a note is about."""
+    if isinstance(record, ExecutorNoted):
+        return {"executor": clean(record.executor), "slots": record.slots}
+    kind, by = clean(record.kind), clean(record.by)
+    return {"request": record.request, "kind": kind, "by": by}

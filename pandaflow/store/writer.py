@@ -16,9 +16,11 @@ from pandaflow.core.commands import (
     BundleRunning,
     BundleSent,
     BundleSited,
+    ExecutorNoted,
     ItemsRecorded,
     JobsMoved,
     Record,
+    RequestRefused,
     RunMoved,
     StreamGrew,
     TaskAdded,
@@ -37,7 +39,7 @@ from pandaflow.core.status import (
     JobStatus,
     RunStatus,
 )
-from pandaflow.store.journal import event_row, place, why
+from pandaflow.store.journal import about, event_row, place, why
 from pandaflow.store.measures import Report, insert_attempts
 from pandaflow.store.schema import CANCELLED, COUNTS, FAILED, FINISHED
 from pandaflow.store.spec import clean, dump_failure, dump_task
@@ -182,6 +184,9 @@ class Writer:
             )
         detail = {"source": record.source, "n": record.n, "closed": record.closed}
         self._event(record, detail=detail)
+
+    def _noted(self, record: ExecutorNoted | RequestRefused) -> None:
+        self._event(record, reason=record.reason, detail=about(record))
 
     # --- bundles: the smooth path ----------------------------------------------------
 
@@ -461,6 +466,8 @@ _WRITE: Mapping[type, Callable[[Writer, Any], None]] = {
     TaskGrew: Writer._task_grew,
     ItemsRecorded: Writer._items_recorded,
     StreamGrew: Writer._stream_grew,
+    ExecutorNoted: Writer._noted,
+    RequestRefused: Writer._noted,
     BundleSent: Writer._bundle_sent,
     BundleSited: Writer._bundle_sited,
     BundleRunning: Writer._bundle_running,

@@ -94,6 +94,8 @@ class Ledger:
     tasks : dict of int to TaskRow
     records : list of Record
         All so far.
+    notes : dict of str to ExecutorNoted
+        The newest of each executor.
     """
 
     def __init__(self, spec: WorkflowSpec) -> None:
@@ -104,6 +106,7 @@ class Ledger:
         self._bundles: dict[int, BundleState] = {}
         self._dropped: set[int] = set()
         self._streams = {s.id: (s.n, False) for s in spec.sources if s.kind == "stream"}
+        self.notes: dict[str, cmd.ExecutorNoted] = {}
         self._revive = False
 
     def take(self, records: Iterable[cmd.Record], *, revive: bool = False) -> None:
@@ -189,6 +192,12 @@ class Ledger:
         self._bundles[record.bundle] = BundleState(
             record.bundle, record.task, record.jobs, record.attempt, record.executor
         )
+
+    @_keep.register
+    def _(self, record: cmd.ExecutorNoted) -> None:
+        last = self.notes.get(record.executor)
+        assert last is None or last.reason != record.reason, f"said before: {record}"
+        self.notes[record.executor] = record
 
     @_keep.register
     def _(self, record: cmd.BundleSited) -> None:

@@ -270,3 +270,34 @@ def test_jobs_run_inside_the_container(here: Here, tmp_path: Path) -> None:
     found = here.seen(look(paths=(marker,)), container=prefix)
     assert found["files"] == {marker: "inside"}
     assert Path(marker).read_text() == "outside"
+
+
+# --- refusals, as people read them ------------------------------------------------------
+
+
+def test_commands_that_are_not_on_the_path(mode: str, tmp_path: Path) -> None:
+    executor = pf.executors.Slurm(mode=mode, commands_env={"PATH": "/nonexistent"})
+    with pytest.raises(pf.SiteError, match=r"sbatch is not here.*login node, or load its module"):
+        look().run(executor=executor, store=f"sqlite:///{tmp_path}/s.db", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words", "remedy"),
+    [
+        ({"partition": "moon"}, "invalid partition specified: moon", "sinfo -s"),
+        ({"memory": "64 GB"}, "Memory specification can not be satisfied", "ask for less"),
+        ({"extra": ["--gres=gpu:4"]}, "Invalid generic resource", "gpus of each partition"),
+    ],
+    ids=["partition", "memory", "gpus"],
+)
+def test_what_slurm_refuses_is_told_with_a_remedy(
+    here: Here, settings: dict[str, Any], words: str, remedy: str
+) -> None:
+    run = here.submit(**settings)
+    try:
+        assert run.wait(60) == "failed"
+    finally:
+        end(run)
+    with pytest.raises(pf.RunFailed) as caught:
+        run.result()
+    assert words in str(caught.value) and remedy in str(caught.value)

@@ -18,7 +18,7 @@ from pandaflow.authoring.collections import Placed
 from pandaflow.client import Run
 from pandaflow.core.errors import WorkflowError
 from pandaflow.core.model import Output
-from pandaflow.runner import task_id
+from pandaflow.wishes import task_id
 from pandaflow.workflows import grow
 
 N = 20

@@ -101,13 +101,26 @@ class Account:
             for name, place in self.places.items()
         }
 
+    def state(self) -> SlotsChanged:
+        """Return the event that tells how many slots there are, and what is wrong."""
+        return SlotsChanged(time.time(), "", self.slots, self.trouble, arrays.AHEAD_S)
+
+    def seconds(self, bundle: Bundle) -> float:
+        """Return what a bundle should take; 0: nobody knows."""
+        return self.paces[bundle.spec.task].mean * len(bundle.spec.jobs)
+
+    def busy(self) -> float:
+        """Return the seconds of work that is in elements."""
+        carried = (bundle for bundle in self.bundles.values() if bundle.element is not None)
+        return sum(map(self.seconds, carried))
+
     def show(self, trouble: str) -> None:
         """Let people see what holds the run up; empty: nothing does."""
         if trouble != self.trouble:
             self.trouble = trouble
             if trouble:
                 logger.warning("%s: %s", self._run, trouble)
-            self.report(SlotsChanged(time.time(), "", self.slots, trouble))
+            self.report(self.state())
 
     # --- bundles come and go ------------------------------------------------------------
 

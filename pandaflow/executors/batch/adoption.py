@@ -9,7 +9,7 @@ from pandaflow.executors.batch.account import Account
 from pandaflow.executors.batch.hearing import catch_up
 from pandaflow.executors.batch.inflight import Array, Bundle, Element
 from pandaflow.executors.batch.leftovers import Leftover, assignment, code_of, mark
-from pandaflow.executors.batch.places import Place, size
+from pandaflow.executors.batch.places import Place, cores_of
 
 
 def adopt(account: Account, left: Iterable[Leftover], wanted: Set[int]) -> set[int]:
@@ -44,7 +44,7 @@ def _entered(account: Account, left: Leftover, wanted: Set[int]) -> Array:
         todo = left.todos.get(index)
         works = () if todo is None else todo.works
         kept = [w for w in works if w.spec.bundle in wanted and not left.dropped(w.spec.bundle)]
-        new = Element(array, index, size(works[0].spec.resources) if works else 0, [])
+        new = Element(array, index, cores_of(works[0].spec.resources) if works else 0, [])
         array.elements.append(new)
         for work in kept:
             _enter(account, new, work)

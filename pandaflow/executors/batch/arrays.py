@@ -20,6 +20,10 @@ from pandaflow.executors.batch.settings import BatchSettings
 
 #: Seconds of work aimed at in an element whose bundles are short: starting one costs a second.
 PACK_S = 10.0
+#: Seconds of work for each slot that a session wants to have at hand, to pack elements from.
+AHEAD_S = 2 * PACK_S
+#: Seconds that it costs to start an element: less work than that is not worth another one.
+START_S = 1.0
 #: Bundles in one element, and elements in one array, at most.
 MOST_BUNDLES, MOST_ELEMENTS = 100, 500
 #: Seconds that an element gets above the walltimes of its jobs, to start and to end.
@@ -28,7 +32,7 @@ MARGIN_S = 60.0
 MARGIN_BYTES = 256 * 2**20
 
 
-def pack(seconds: Sequence[float], slots: int, free: int) -> list[int]:
+def pack(seconds: Sequence[float], slots: int, free: int, busy: float = 0.0) -> list[int]:
     """Divide bundles in order among elements that may start now.
 
     Parameters
@@ -37,21 +41,24 @@ def pack(seconds: Sequence[float], slots: int, free: int) -> list[int]:
         What each bundle should take, 0 where nobody knows.
     slots, free : int
         Elements that may run at the same time, and those that may start now.
+    busy : float
+        Seconds of work that the elements which run still have.
 
     Returns
     -------
     list of int
         How many bundles each element takes, at most ``free`` numbers. An element gets several
-        only if they are short and there are more than slots.
+        only if they are short: so many that all slots should end at the same time, within
+        ``PACK_S``, but no less than is worth a start.
     """
-    share = min(MOST_BUNDLES, -(-len(seconds) // max(1, slots)))
+    aim = min(PACK_S, max(START_S, (sum(seconds) + busy) / max(1, slots)))
     sizes: list[int] = []
     at = 0
     while at < len(seconds) and len(sizes) < min(free, MOST_ELEMENTS):
         size, total = 1, seconds[at]
-        while size < share and at + size < len(seconds):
+        while size < MOST_BUNDLES and at + size < len(seconds):
             more = seconds[at + size]
-            if not (total and more) or total + more > PACK_S:
+            if not (total and more) or total + 0.4 * more > aim:
                 break
             size, total = size + 1, total + more
         sizes.append(size)

@@ -101,11 +101,13 @@ def drafts(settings: BatchSettings, wanted: Sequence[Wanted], root: str, cwd: st
             for one in wanted
             for draft in _array(settings, one, Path(root, RUN, "batch"), cwd)
         ]
-    return [
-        draft
+    pilots = [
+        (place, slot, tasks)
         for name, place in settings.places().items()
-        for draft in _pilots(place, _fitting(settings, wanted, name), Path(root, RUN, "pilots"))
+        for slot, tasks in _shapes(place, _fitting(settings, wanted, name)).items()
     ]
+    folder = Path(root, RUN, "pilots")
+    return [_pilot(*each, folder, number) for number, each in enumerate(pilots, start=1)]
 
 
 def _fitting(settings: BatchSettings, wanted: Sequence[Wanted], site: str) -> list[Wanted]:
@@ -132,21 +134,25 @@ def _draft(
 # --- pilots -----------------------------------------------------------------------------
 
 
-def _pilots(place: BatchSettings, wanted: Sequence[Wanted], folder: Path) -> list[Draft]:
+def _shapes(place: BatchSettings, wanted: Sequence[Wanted]) -> dict[Slot, list[Wanted]]:
+    """Return the tasks of a site by the slots that their jobs need."""
     shapes: dict[Slot, list[Wanted]] = {}
     for one in wanted:
         slot = slot_of(one.resources, place.site)
         if slot is not None:
             shapes.setdefault(slot, []).append(one)
-    return [_pilot(place, slot, tasks, folder) for slot, tasks in shapes.items()]
+    return shapes
 
 
-def _pilot(place: BatchSettings, slot: Slot, tasks: Sequence[Wanted], folder: Path) -> Draft:
+def _pilot(
+    place: BatchSettings, slot: Slot, tasks: Sequence[Wanted], folder: Path, number: int
+) -> Draft:
     request = pilot_request(place, slot, plain_name(f"pf-{RUN}"), str(folder))
     body = pilot_body(place, folder / "contact.json", slot)
     at_once = f"{slot.count} {'job' if slot.count == 1 else 'jobs'} at once"
     many = "1 pilot" if place.max_nodes == 1 else f"up to {place.max_nodes} pilots"
-    return _draft(place, tasks, f"{many} of {at_once}", folder / "pilot.sh", request, body)
+    path = folder / f"pilot-{number}.sh"
+    return _draft(place, tasks, f"{many} of {at_once}", path, request, body)
 
 
 # --- one batch job per bundle -----------------------------------------------------------

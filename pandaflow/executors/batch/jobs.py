@@ -94,7 +94,7 @@ class BatchJobs:
         self._sender = Sender(
             self._account, self._control, settings, self._folder, self._token, self._in_charge
         )
-        report(SlotsChanged(time.time(), "", self._account.slots))
+        report(self._account.state())
         self._thread = threading.Thread(target=self._live, name="pandaflow-batch", daemon=True)
         self._thread.start()
 
@@ -206,7 +206,10 @@ class BatchJobs:
     def _turn(self) -> None:
         now = time.monotonic()
         if self._account.arrays and now >= self._read_at:
+            known = len(self._account.bundles)
             self._read_at = now + _FILES_S + _FILE_S * self._read_all()
+            if len(self._account.bundles) < known:
+                self._sender.gather()
         look = bool(self._account.arrays) and now >= self._look_at
         if self._closing or ((look or self._account.kills) and not self._in_charge()):
             return
@@ -252,7 +255,7 @@ class BatchJobs:
                 logger.warning("%s: batch jobs do not end: %s", self._run, left)
                 return
             if self._account.arrays:
-                time.sleep(min(0.3, self._settings.poll_seconds))
+                time.sleep(min(0.1, self._settings.poll_seconds))
 
     # --- what elements say --------------------------------------------------------------
 

@@ -65,6 +65,6 @@ class Place:
         self.delay, self.full = BACK_OFF_S[0], None
 
 
-def size(resources: Resources) -> int:
+def cores_of(resources: Resources) -> int:
     """Return the cores that a job takes, on all its nodes."""
     return cores_on_node(resources) * resources.nodes

@@ -27,7 +27,7 @@ from pandaflow.executors.batch.account import Account
 from pandaflow.executors.batch.control import Control
 from pandaflow.executors.batch.inflight import Array, Bundle, rank
 from pandaflow.executors.batch.leftovers import mark
-from pandaflow.executors.batch.places import BACK_OFF_S, Place, size
+from pandaflow.executors.batch.places import BACK_OFF_S, Place, cores_of
 from pandaflow.executors.batch.settings import BatchSettings
 from pandaflow.ports import Assignment
 
@@ -99,14 +99,15 @@ class Sender:
         self._workdir = os.getcwd()
         self._numbers = _last_number(folder)
         self._at = 0.0
-        self._stuck = False
+        self._stuck = self._gathered = False
         self._delay = BACK_OFF_S[0]
 
     # --- when ---------------------------------------------------------------------------
 
     def gather(self) -> None:
-        """Wait a moment: what came may be followed by more."""
-        if not self._account.ready:
+        """Wait a moment, once: what came, or the run makes of what ended, may not be all."""
+        if not self._gathered:
+            self._gathered = True
             self._at = max(self._at, time.monotonic() + _GATHER_S)
 
     def due(self) -> float:
@@ -124,7 +125,9 @@ class Sender:
             return
         choice = self._choose()
         self._stuck = choice is None
-        if choice is not None and self._in_charge():
+        if choice is None:
+            self._gathered = False
+        elif self._in_charge():
             self._submit(choice)
 
     # --- what, and where to -------------------------------------------------------------
@@ -162,7 +165,7 @@ class Sender:
         for name, place in self._account.places.items():
             if brokerage.misfit(resources, place.site):
                 continue
-            free = self._account.free(place) // size(resources)
+            free = self._account.free(place) // cores_of(resources)
             if name in bundle.refused:
                 reasons[name] = f"refused at {name}: {bundle.refused[name]}"
             elif now < place.closed:
@@ -190,17 +193,18 @@ class Sender:
         resources = group[0].spec.resources
         if resources.parallel:  # it starts ranks of its own
             return [[bundle] for bundle in group[:count]]
-        paces = [self._account.paces[bundle.spec.task].mean for bundle in group]
-        each = [pace * len(b.spec.jobs) for pace, b in zip(paces, group, strict=True)]
+        each = [self._account.seconds(bundle) for bundle in group]
         fit = [p for p in self._account.places.values() if not brokerage.misfit(resources, p.site)]
-        slots = sum(p.slots // size(resources) for p in fit)
+        slots = sum(p.slots // cores_of(resources) for p in fit)
         rest = iter(group)
-        return [[next(rest) for _ in range(number)] for number in arrays.pack(each, slots, count)]
+        sizes = arrays.pack(each, slots, count, self._account.busy())
+        return [[next(rest) for _ in range(size)] for size in sizes]
 
     # --- submission ---------------------------------------------------------------------
 
     def _submit(self, choice: Choice) -> None:
         self._numbers += 1
+        self._gathered = False
         folder = self._folder / f"{self._numbers:05d}-{self._token}"
         self._at = time.monotonic() + 60.0 / self._settings.submit_rate
         try:
@@ -213,7 +217,7 @@ class Sender:
         self._delay = BACK_OFF_S[0]
         choice.place.accept()
         array = Array(number, folder, len(choice.groups) > 1, choice.place)
-        self._account.carry(array, choice.groups, size(choice.resources))
+        self._account.carry(array, choice.groups, cores_of(choice.resources))
         if self._account.several:
             self._announce(choice)
 

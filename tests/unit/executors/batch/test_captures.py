@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,63 @@ def test_condor() -> None:
     assert states(history) == {"done": 8, "cancelled": 6, "failed": 2}
     (pool,) = SYSTEMS["htcondor"].parse_queues(*said("htcondor", "condor_status_json"))
     assert (pool.cores, pool.memory) == (8, 8000 * 2**20)
+
+
+@pytest.mark.parametrize(
+    ("backend", "parse", "pattern", "least"),
+    [
+        (PBS(), "history", "qstat_*f_json*", 25),
+        (PBS(dialect="torque"), "poll", "qstat_*f", 2),
+        (SGE(), "poll", "qstat_xml*", 4),
+        (SGE(), "poll", "qstat_[efgru]*_xml*", 8),
+        (SGE(), "history", "qacct_*", 17),
+        (HTCondor(), "poll", "condor_q_*json", 5),
+        (HTCondor(), "history", "condor_history_*json", 4),
+        (Slurm(accounting=False), "history", "scontrol_show_job_[atr]*", 3),
+    ],
+)
+def test_every_state_that_was_recorded_is_known(
+    backend: Any, parse: str, pattern: str, least: int
+) -> None:
+    names = [path.stem for path in (CAPTURES / backend.name).glob(f"{pattern}.txt")]
+    assert len(names) >= least
+    for name in names:
+        found = getattr(backend, f"parse_{parse}")(*said(backend.name, name))
+        assert states(found)["unknown"] == 0, name
+
+
+def columns(asked: str) -> list[str] | None:
+    """Return the columns that a recorded squeue or sacct was asked for."""
+    given = re.search(r" -o '?([^']+)'?$", asked)
+    return None if given is None else re.split(r"[|,]", given[1])
+
+
+@pytest.mark.parametrize(
+    ("tool", "parse", "order", "least"),
+    [
+        ("squeue", "poll", ("%i", "%T", "%S", "%e", "%N", "%r"), 16),
+        (
+            "sacct",
+            "history",
+            ("JobID", "State", "ExitCode", "Submit", "Start", "End", "NodeList", "Reason"),
+            7,
+        ),
+    ],
+)
+def test_every_table_of_slurm(tool: str, parse: str, order: tuple[str, ...], least: int) -> None:
+    seen, jobs = 0, 0
+    for name in named("slurm", f"{tool}_"):
+        asked = columns((CAPTURES / "slurm" / f"{name}.txt").read_text().split("\n")[0])
+        text, errors, code = said("slurm", name)
+        if asked is None or not set(order) <= set(asked) or code:
+            continue
+        if tool == "sacct":
+            text = text.removeprefix("|".join(asked) + "\n")
+        rows = cut(text, *(asked.index(column) for column in order))
+        found = getattr(SYSTEMS["slurm"], f"parse_{parse}")(rows, errors, code)
+        assert states(found)["unknown"] == 0, name
+        seen, jobs = seen + 1, jobs + len(found)
+    assert seen >= least and jobs > 100
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

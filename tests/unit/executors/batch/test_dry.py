@@ -125,6 +125,8 @@ def test_pilots_are_shown_once_for_each_site_and_shape() -> None:
         ("wide", ("large",)),
         ("thin", ("small",)),
     ]
+    assert [d.command.split()[-1] in d.files for d in found.drafts] == [True] * 3
+    assert len({path for d in found.drafts for path in d.files}) == 3
     assert [directives(d.script)["partition"] for d in found.drafts] == ["wide", "wide", "thin"]
     assert "up to 2 pilots of 8 jobs at once" in str(found)
     rows = by_task(found)

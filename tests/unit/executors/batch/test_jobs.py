@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from pandaflow.core.template import Payload, Slot
 from pandaflow.data.results import ResultStore
 from pandaflow.executors.batch import arrays, element
 from pandaflow.executors.batch.inflight import Array, Element, shortest
-from pandaflow.executors.batch.leftovers import ids
+from pandaflow.executors.batch.leftovers import ids, own, owns
 from pandaflow.executors.batch.model import BatchStatus
 from pandaflow.executors.batch.places import Place
 from pandaflow.executors.batch.settings import BatchSettings
@@ -59,32 +62,43 @@ def settings(**changes: Any) -> BatchSettings:
 # --- packing ----------------------------------------------------------------------------
 
 
-@given(st.lists(st.floats(0, 30), max_size=200), st.integers(1, 64), st.integers(0, 64))
-def test_packing_keeps_its_limits(seconds: list[float], slots: int, free: int) -> None:
-    sizes = arrays.pack(seconds, slots, free)
+@given(
+    st.lists(st.floats(0, 30), max_size=200),
+    st.integers(1, 64),
+    st.integers(0, 64),
+    st.floats(0, 1000),
+)
+def test_packing_keeps_its_limits(seconds: list[float], slots: int, free: int, busy: float) -> None:
+    sizes = arrays.pack(seconds, slots, free, busy)
     assert len(sizes) <= free and sum(sizes) <= len(seconds)
     assert sum(sizes) == len(seconds) or len(sizes) == free
     at = 0
     for size in sizes:
         part = seconds[at : at + size]
-        assert size == 1 or (sum(part) <= arrays.PACK_S and all(part))
-        assert 1 <= size <= -(-len(seconds) // slots)
+        assert size == 1 or all(part), "what nobody knows goes alone"
+        assert size == 1 or sum(part[:-1]) <= arrays.PACK_S
+        assert 1 <= size <= arrays.MOST_BUNDLES
         at += size
 
 
 @pytest.mark.parametrize(
-    ("seconds", "slots", "free", "sizes"),
+    ("seconds", "slots", "free", "busy", "sizes"),
     [
-        ([0.0] * 5, 4, 4, [1, 1, 1, 1]),  # nobody knows how long they take
-        ([0.2] * 12, 4, 4, [3, 3, 3, 3]),
-        ([0.2] * 12, 4, 1, [3]),  # the others will want some too
-        ([0.2] * 4, 4, 4, [1, 1, 1, 1]),
-        ([6.0] * 8, 4, 4, [1, 1, 1, 1]),
-        ([0.2] * 5, 4, 0, []),
+        ([0.0] * 5, 4, 4, 0.0, [1, 1, 1, 1]),  # nobody knows how long they take
+        ([0.5] * 12, 4, 4, 0.0, [3, 3, 3, 3]),
+        ([0.5] * 12, 4, 1, 0.0, [3]),  # the others will want some too
+        ([0.5] * 9, 4, 1, 1.5, [3]),  # as they do here
+        ([0.1] * 12, 4, 4, 0.0, [10, 2]),  # not worth four starts
+        ([6.0] * 8, 4, 4, 0.0, [2, 2, 2, 2]),
+        ([12.0] * 8, 4, 4, 0.0, [1, 1, 1, 1]),
+        ([0.2] * 1000, 4, 4, 0.0, [50, 50, 50, 50]),
+        ([0.2] * 5, 4, 0, 0.0, []),
     ],
 )
-def test_packing(seconds: list[float], slots: int, free: int, sizes: list[int]) -> None:
-    assert arrays.pack(seconds, slots, free) == sizes
+def test_packing(
+    seconds: list[float], slots: int, free: int, busy: float, sizes: list[int]
+) -> None:
+    assert arrays.pack(seconds, slots, free, busy) == sizes
 
 
 # --- requests ---------------------------------------------------------------------------
@@ -267,6 +281,16 @@ def test_elements_of_a_session_that_is_gone_begin_nothing(folder: Path, owner: s
     assert element.run_element(folder, 0) == 0
 
 
+def test_elements_that_another_session_has_adopted_go_on(folder: Path) -> None:
+    todo(folder, 1)
+    own(folder.parent, "another", [folder])
+    assert owns(folder.parent, "another") and not owns(folder.parent, "me")
+    assert element.run_element(folder, 0) == 1
+    own(folder.parent, "another", [folder.with_name("00002-me")])
+    todo(folder, 2)
+    assert element.run_element(folder, 0) == 0, "the earlier session sent it after that"
+
+
 def test_values_that_are_gone_are_told(folder: Path) -> None:
     results = str(folder.parent.parent)
     work = element.Work(spec_of(results=results), b"", ("values/000/9.values",))
@@ -289,6 +313,53 @@ def test_half_a_line_waits_for_its_other_half(tmp_path: Path) -> None:
     messages, end_ = element.read_reports(path, offset)
     assert [message["op"] for message in messages] == ["here"]
     assert end_ == os.path.getsize(path)
+
+
+def test_what_was_cut_short_spoils_no_other_line(tmp_path: Path) -> None:
+    path = tmp_path / "0.report"
+    path.write_bytes(b'{"op": "here"}\n{"op": "star')
+    reporter = element.Reporter(path)
+    reporter({"op": "here", "again": True})
+    reporter.close()
+    messages, offset = element.read_reports(path, 0)
+    assert messages == [{"op": "here"}, {"op": "here", "again": True}]
+    assert offset == path.stat().st_size
+
+
+@pytest.mark.parametrize("line", [b"[1]", b'{"op": 5}', b"{}", b"null", b"\xff", b'{"op":"x"} {}'])
+def test_lines_that_are_no_messages_are_left_out(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "0.report"
+    path.write_bytes(line + b'\n{"op": "here"}\n')
+    assert element.read_reports(path, 0)[0] == [{"op": "here"}]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(path)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def test_a_full_disk_delays_reports_and_spoils_none(small_disk: Path) -> None:
+    path, filler = small_disk / "0.report", small_disk / "filler"
+    reporter = element.Reporter(path)
+    reporter({"op": "here"})
+    with suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1024))
+    told = [{"op": "ended", "bundle": n, "text": 5000 * "x"} for n in range(4)]
+    for message in told:
+        reporter(message)
+    messages, _ = element.read_reports(path, 0)
+    assert messages == [{"op": "here"}]
+    filler.unlink()
+    reporter.close()
+    assert element.read_reports(path, 0)[0] == [{"op": "here"}, *told]
 
 
 def test_bytes_survive_a_report(tmp_path: Path) -> None:
