@@ -238,10 +238,16 @@ class Run(Driving):
     # --- steering -----------------------------------------------------------------------
 
     def cancel(self, task: str | None = None) -> None:
-        """Stop the run (or one task), payloads that run included, and wait until it is."""
+        """Stop the run (or one task), payloads that run included, and wait until it is.
+
+        Raises
+        ------
+        WorkflowError
+            There is no such task, or the run's driver refuses, and why.
+        """
         if task is None and self.status in RUN_TERMINAL:
             return
-        self._ask("cancel", {"task": self._known(task)})
+        self._answer(self._ask("cancel", {"task": self._known(task)}))
         if task is None:
             self._until(lambda: self.status in RUN_TERMINAL)
             if self._thread is not None and self._thread is not threading.current_thread():
@@ -249,7 +255,7 @@ class Run(Driving):
 
     def pause(self) -> None:
         """Start nothing new until :meth:`resume`; what runs goes on."""
-        self._ask("pause", {})
+        self._answer(self._ask("pause", {}))
         self._until(lambda: self.status is not RunStatus.RUNNING)
 
     def resume(self) -> None:
@@ -257,7 +263,7 @@ class Run(Driving):
         if not self._driven() and self.status not in RUN_TERMINAL:
             self._drive(pick_executors())
         if self.status is RunStatus.PAUSED:
-            self._ask("resume", {})
+            self._answer(self._ask("resume", {}))
             self._until(lambda: self.status is not RunStatus.PAUSED)
 
     def retry(
@@ -278,7 +284,14 @@ class Run(Driving):
         executor : optional
             Where to run, when the run has ended.
         **options
-            Changed task options, for example ``memory="4 GiB"``, ``retries=3``.
+            Changed options of the task, without ``task`` of each that failed or was cancelled:
+            what a job needs (``memory="4 GiB"``, ``cores=8``, ...) and ``retries``. What is not
+            named stays as each task has it.
+
+        Raises
+        ------
+        WorkflowError
+            There is no such task or option, or the run's driver refuses, and why.
         """
         if restart and task is None:
             raise WorkflowError("retry(restart=True) needs the task to restart from")
@@ -287,19 +300,16 @@ class Run(Driving):
         ended = self.status in RUN_TERMINAL
         if self._thread is not None and ended:
             self._thread.join()
-        before = len(self._moves())
-        self._ask("retry", body)
+        request = self._ask("retry", body)
         if not self._driven():
             self._drive(pick_executors(executor), ended=ended)
-        self._until(lambda: not self._reader.open_requests(self.id) or len(self._moves()) > before)
+        self._answer(request)
         return self
 
-    def _moves(self) -> list[dict[str, Any]]:
-        return [
-            event
-            for event in self._reader.events(self.id, limit=10**9)
-            if event["kind"] == "run_moved"
-        ]
+    def _answer(self, request: int) -> None:
+        """Wait until a request was carried out; raise if it was refused."""
+        self._until(lambda: self._is_answered(request))
+        self._raise_refusal(request)
 
     def _check_retry(self, body: Mapping[str, Any]) -> None:
         """Refuse here what the driver would refuse there."""
@@ -311,6 +321,8 @@ class Run(Driving):
             engine.check_restart(event.task)
 
     def _until(self, condition: Callable[[], bool]) -> None:
+        if self._thread is threading.current_thread():
+            return  # a callback: the driver, which is to do it, must not wait for itself
         deadline = time.monotonic() + _GRACE_S
         while not condition() and time.monotonic() < deadline:
             self._raise_error()

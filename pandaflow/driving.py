@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pandaflow.config import read_settings
 from pandaflow.core import commands as cmd
-from pandaflow.core.errors import RunLocked
+from pandaflow.core.errors import RunLocked, WorkflowError
 from pandaflow.core.status import RUN_TERMINAL, RunStatus
 from pandaflow.hooks import Transition, transitions
 
@@ -41,21 +41,35 @@ class Driving:
         self._kept: set[str] = set()
         self._task_names: dict[int, str] = {}
         self._place: ResultStore | None = None
+        #: What executors said last, by name, up to this number of the event log.
+        self._notes: dict[str, dict[str, Any]] = {}
+        self._noted = 0
 
     def summary(self) -> dict[str, Any]:
         """Return the run with its tasks and counts as plain values.
 
-        In the process that drives the run also ``slots``, and how many are ``busy``.
+        ``executors`` has those that told why jobs wait: ``name``, ``slots`` at that time and
+        ``reason``, empty if nothing holds them up any more. In the process that drives the run
+        there are also ``slots``, and how many are ``busy``.
         """
         summary = self._reader.run(self.id)
+        ended = summary["status"] in RUN_TERMINAL
+        summary["executors"] = [] if ended else self._executors()
         runner = self._runner  # another thread clears it when the run ends
         slots, busy = runner.usage() if runner is not None else (0, 0)
         return {**summary, "slots": slots, "busy": busy} if slots else summary
 
+    def _executors(self) -> list[dict[str, Any]]:
+        rows, self._noted = self._reader.noted(self.id, "executor_noted", self._noted)
+        for row in rows:
+            name, slots = row["detail"]["executor"], row["detail"]["slots"]
+            self._notes[name] = {"name": name, "slots": slots, "reason": row["reason"]}
+        return list(self._notes.values())
+
     @property
     def status(self) -> RunStatus:
         """Where it is now."""
-        return RunStatus(self.summary()["status"])
+        return RunStatus(self._reader.run(self.id)["status"])
 
     def _driven(self) -> bool:
         if self._thread is not None and self._thread.is_alive():
@@ -163,17 +177,33 @@ class Driving:
 
     def _request(self, kind: str, body: Mapping[str, Any]) -> None:
         """Leave a request for whoever drives the run."""
-        self._store.request(self.id, kind, {**body, "by": _me()})
+        self._post(kind, body)
+
+    def _post(self, kind: str, body: Mapping[str, Any]) -> int:
+        """Leave a request; return its number in the inbox."""
+        number = self._store.request(self.id, kind, {**body, "by": _me()})
         runner = self._runner
         if runner is not None:
             runner.wake()
+        return number
 
-    def _ask(self, kind: str, body: Mapping[str, Any]) -> None:
-        self._request(kind, body)
-        if self._runner is not None:
-            return
-        if not self._driven() and kind in ("cancel", "pause", "resume"):
+    def _ask(self, kind: str, body: Mapping[str, Any]) -> int:
+        number = self._post(kind, body)
+        alone = self._runner is None and not self._driven()
+        if alone and kind in ("cancel", "pause", "resume"):
             self._carry_out_alone()
+        return number
+
+    def _is_answered(self, request: int) -> bool:
+        """Tell whether the driver has carried out a request, or refused it."""
+        return request not in {row["id"] for row in self._reader.open_requests(self.id)}
+
+    def _raise_refusal(self, request: int) -> None:
+        rows, _ = self._reader.noted(self.id, "request_refused")
+        for row in rows:
+            if row["detail"]["request"] == request:
+                kind = row["detail"]["kind"]
+                raise WorkflowError(f"run {self.id}: {kind} was refused: {row['reason']}")
 
     def _carry_out_alone(self) -> None:
         """Nobody drives the run: take the lease for as long as the wish needs."""

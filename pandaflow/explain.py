@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pandaflow.core.errors import WorkflowError
 from pandaflow.core.status import JOB_LIVE, JOB_MEANING, JOB_TERMINAL, TASK_TERMINAL, JobStatus
+from pandaflow.display.snapshot import note
 
 if TYPE_CHECKING:
     from pandaflow.store.reader import SqlReader
@@ -36,6 +37,7 @@ def explain(reader: SqlReader, run_id: str, task: str, index: int) -> str:
     story = reader.story(run_id, task, index)
     if status in JOB_LIVE:
         lines += _site(row, story)
+    lines += [f"  {line}" for line in _held_up(reader, run_id, status, row["executor"])]
     upstream = reader.upstream(run_id, task) if status is JobStatus.PENDING else None
     lines += [f"  {line}" for line in _waiting(run, about, status, upstream)]
     lines += _attempts(reader.attempts(run_id, task, index))
@@ -50,6 +52,16 @@ def _site(job: dict[str, Any], story: list[dict[str, Any]]) -> list[str]:
     if not (said or job["site"]):
         return []
     return ["  site: " + "; ".join(part for part in (job["site"] or "not chosen yet", why) if part)]
+
+
+def _held_up(reader: SqlReader, run_id: str, status: JobStatus, executor: str | None) -> list[str]:
+    """Return what the job's executor says last; before a job is sent, what any of them says."""
+    if status is not JobStatus.READY and status not in JOB_LIVE:
+        return []
+    events, _ = reader.noted(run_id, "executor_noted")
+    last = {event["detail"]["executor"]: event["reason"] for event in events}
+    told = last if status is JobStatus.READY else {executor: last.get(executor)}
+    return [note(str(name), reason) for name, reason in told.items() if reason]
 
 
 def _is_placement(event: dict[str, Any]) -> bool:

@@ -358,7 +358,8 @@ class Session(Protocol):
     ``submit``, ``cancel`` and ``release`` return soon and are called from one thread only;
     outcomes come back through ``report`` (thread-safe) as ``BundleStarted``, ``BundleEnded`` or
     ``BundleLost`` events, at least one ending for every bundle submitted and not cancelled
-    (later ones are ignored). What its jobs send comes as ``JobSaid`` events, each at most once,
+    (later ones are ignored). One with several sites says by ``BundlePlaced`` which of them may
+    take a bundle, or has it. What its jobs send comes as ``JobSaid`` events, each at most once,
     in order for each job, and before the ``BundleEnded`` that tells how the job ended.
     """
 
@@ -411,13 +412,20 @@ class Adopting(Protocol):
 
 
 class Executor(Protocol):
-    """Runs bundles somewhere; may serve several runs at once."""
+    """Runs bundles somewhere; may serve several runs at once.
+
+    Two attributes are optional, both bool and false where absent. ``containers``: tasks may name
+    a container. ``multi_node``: jobs may ask for several nodes, or several ranks on a node. The
+    runner refuses a task that asks for what its executor does not have.
+    """
 
     def open(self, run_id: str, results: str, report: Report) -> Session:
         """Begin to work for a run.
 
         Reports ``SlotsChanged`` (with an empty executor name, which the runner fills in)
-        before it returns, and again whenever the number of slots changes.
+        before it returns, and again whenever the number of slots changes or its ``reason``:
+        why jobs wait, in one line for people, empty when nothing holds them up. It may report
+        often; the runner records one change of the reason a second at most.
 
         Raises
         ------

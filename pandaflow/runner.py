@@ -453,9 +453,7 @@ class Runner:
     def _refuse(self, request: Request, reason: str) -> None:
         logger.warning("%s: request %s refused: %s", self._run, request.kind, reason)
         by = str(request.body.get("by", ""))
-        self._refusals.append(
-            cmd.RequestRefused(time.time(), request.id, request.kind, reason, by)
-        )
+        self._refusals.append(cmd.RequestRefused(time.time(), request.id, request.kind, reason, by))
 
     def _refused(self, engine: Engine) -> list[cmd.RequestRefused]:
         """Return the refusals of the step's wishes, the engine's own included."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pandaflow.client import Run
     from pandaflow.workflows import Workflow
 
+#: Refusals shown: the newest.
+_REFUSALS = 3
 JOB_COLUMNS = ("task", "index", "status", "attempt", "wall", "worker", "reason")
 
 
@@ -68,15 +70,29 @@ def status(ctx: click.Context, /, run_id: str, store: str | None, as_json: bool)
     from pandaflow.display.snapshot import parse_run
 
     run = attach(ctx, run_id, store)
-    summary = run.summary()
+    summary = {**run.summary(), "refused": _refusals(run)}
     if as_json:
         echo_json(summary)
         return
     click.echo(f"{summary['id']}  {summary['name']}  {summary['status']}")
-    tasks = (asdict(task) for task in parse_run(summary).shown)
-    echo_table(("name", "status", "jobs", "reason"), tasks)
+    row = parse_run(summary)
+    echo_table(("name", "status", "jobs", "reason"), (asdict(task) for task in row.shown))
+    for note in row.notes:
+        click.echo(note)
+    for refusal in summary["refused"][-_REFUSALS:]:
+        click.echo(f"refused: {refusal['kind']} (by {refusal['by']}): {refusal['reason']}")
     if run.orphaned:
         click.echo(f"nobody drives it: pandaflow resume {run.id}")
+
+
+def _refusals(run: Run) -> list[dict[str, Any]]:
+    """Return the wishes that the run's driver has refused, oldest first."""
+    rows, _ = run._reader.noted(run.id, "request_refused")
+    return [
+        {"at": row["at"], "kind": row["detail"]["kind"], "by": row["detail"]["by"]}
+        | {"reason": row["reason"]}
+        for row in rows
+    ]
 
 
 @click.command()

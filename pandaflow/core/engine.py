@@ -141,9 +141,7 @@ class Engine(Steering):
         self._slots[event.executor] = event.slots
         if self._reasons.get(event.executor) != event.reason:
             self._reasons[event.executor] = event.reason
-            self._out.append(
-                cmd.ExecutorNoted(event.at, event.executor, event.slots, event.reason)
-            )
+            self._out.append(cmd.ExecutorNoted(event.at, event.executor, event.slots, event.reason))
 
     def _bundle_placed(self, event: ev.BundlePlaced) -> None:
         bundle = self._bundles.get(event.bundle)

@@ -31,7 +31,6 @@ from pandaflow.core.status import (
 from pandaflow.core.taskrun import BundleRun, TaskRun
 from pandaflow.core.verdicts import Verdicts
 
-
 _RESOURCES = frozenset(field.name for field in fields(Resources))
 
 

@@ -152,6 +152,7 @@ def _more(run: RunRow, shown: int) -> str:
     lines = []
     if len(run.shown) > shown:
         lines.append(f"and {len(run.shown) - shown} more tasks")
+    lines += [escape(units.clip(note, 300)) for note in run.notes]
     troubled = [task for task in run.shown if task.reason and task.status not in ("done", "ready")]
     lines += [f"<b>{escape(t.name)}</b>: {escape(units.clip(t.reason, 300))}" for t in troubled[:5]]
     return "".join(f'<div style="{DIM};margin-top:4px">{line}</div>' for line in lines)

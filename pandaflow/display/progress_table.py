@@ -125,7 +125,7 @@ class ProgressView:
 
     def _lines(self, run: RunRow, width: int, most: int) -> Iterator[list[Segment]]:
         yield _header(run, self.now)
-        tasks = _most_interesting(run.shown, most)
+        tasks = _most_interesting(run.shown, max(most - len(run.notes), 3))
         columns = _columns(tasks, width)
         yield _titles(columns)
         for task in tasks:
@@ -133,6 +133,8 @@ class ProgressView:
         hidden = len(run.shown) - len(tasks)
         if hidden:
             yield [_segment(f"  … and {units.plural(hidden, 'tasks')} more", "dim")]
+        for note in run.notes:
+            yield [_segment(f"  {units.clip(note, max(width - 2, 8))}", "dim")]
 
 
 def _most_interesting(tasks: tuple[TaskRow, ...], most: int) -> list[TaskRow]:

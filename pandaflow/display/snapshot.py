@@ -60,7 +60,10 @@ class TaskRow:
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """A run as it stands; times in seconds since the epoch, None where not known."""
+    """A run as it stands; times in seconds since the epoch, None where not known.
+
+    ``notes`` tell what holds jobs up now, one line for an executor.
+    """
 
     id: str
     name: str = ""
@@ -70,6 +73,7 @@ class RunRow:
     busy: int | None = None
     started: float | None = None
     ended_at: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def ended(self) -> bool:
@@ -209,9 +213,21 @@ def parse_run(snapshot: RunRow | Mapping[str, Any]) -> RunRow:
             _number(snapshot.get("busy")),
             _time(snapshot.get("started") or snapshot.get("created")),
             _time(snapshot.get("ended")),
+            () if status in _RUN_ENDED else _notes(snapshot.get("executors") or ()),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WorkflowError(f"not a run: {error!r}") from error
+
+
+def note(executor: str, reason: str) -> str:
+    """Return what an executor says, with its name where that tells something."""
+    named = executor not in ("", "default") and not reason.startswith(f"{executor}:")
+    return f"{executor}: {reason}" if named else reason
+
+
+def _notes(executors: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    said = ((str(row["name"]), str(row.get("reason") or "")) for row in executors)
+    return tuple(note(name, reason) for name, reason in said if reason)
 
 
 def _number(value: Any) -> int | None:

@@ -48,6 +48,7 @@ def run_text(snapshot: RunRow | Mapping[str, Any], now: float | None = None) -> 
     more = len(run.shown) - _MOST_TASKS
     if more > 0:
         lines.append(f"  ... and {more} more tasks")
+    lines += [f"  {note}" for note in run.notes]
     troubled = [task for task in run.shown if task.reason and task.status not in ("done", "ready")]
     lines += [f"  {task.name}: {task.reason}" for task in troubled[:5]]
     return "\n".join(lines)

@@ -43,6 +43,8 @@ _EVENTS = {"MAXEVENTS": "max_events", "SKIPEVENTS": "skip_events", "FIRSTEVENT":
 _KNOWN = "%IN, %IN2, %OUT{file}, %RNDM:n, %MAXEVENTS, %SKIPEVENTS, %FIRSTEVENT, %CORE_NUMBER, "
 #: Bytes of standard output that a job may hand over as its value.
 VALUE_LIMIT = 10_000_000
+#: Set in pilots: work directories vanish with them.
+TEMPORARY = "PANDAFLOW_TEMPORARY_WORK"
 
 # --- the template -----------------------------------------------------------------------
 
@@ -390,7 +392,8 @@ def _measures(ended: Ended) -> Measures:
 def _failed(
     kind: str, text: str, workdir: str, code: int | None = None, *, charged: bool = True
 ) -> JobFailed:
-    message = f"{text} (work directory kept: {workdir})"
+    until = " until its pilot ends" if TEMPORARY in os.environ else ""
+    message = f"{text} (work directory kept{until}: {workdir})"
     return JobFailed(Failure(kind=kind, message=message, code=code, charged=charged))
 
 

@@ -121,4 +121,13 @@ def _expendable(worker: Any) -> bool:
 
 def _leave(worker: Any) -> None:
     # Reports travel through the event loop, so it gets a moment to send them.
-    worker.loop.add_callback(worker.loop.call_later, 0.2, os._exit, 1)
+    worker.loop.add_callback(_expire, worker)
+
+
+def _expire(worker: Any) -> None:
+    """End in a moment and begin nothing until then: it would be lost, of a later run too."""
+    from distributed.core import Status
+
+    # Not paused: Dask's memory monitor makes a paused worker go on.
+    worker.status = Status.closing_gracefully
+    worker.loop.call_later(0.2, os._exit, 1)

@@ -244,14 +244,17 @@ class Process:
             self._death = None
 
     def _close(self) -> None:
-        self._guard.close()
-        self._close_death()
-        self._selector.close()
-        for pipe in self._pipes:
-            pipe.close()
-        if self._child.returncode is None:  # something raised: leave no zombie
-            self._end(0.0)
-            self._child.wait()
+        try:
+            if self._child.returncode is None:  # something raised: leave no zombie
+                self._write = _lose  # it may be what raised
+                self._end(0.0)
+                self._child.wait()
+        finally:
+            self._guard.close()
+            self._close_death()
+            self._selector.close()
+            for pipe in self._pipes:
+                pipe.close()
 
 
 class _Guard:
@@ -276,6 +279,10 @@ class _Guard:
         """All is well."""
         with suppress(BrokenPipeError):
             self._child.communicate(b"well\n")
+
+
+def _lose(data: bytes) -> None:
+    """Take output that nobody wants any more."""
 
 
 def _pipes(child: subprocess.Popen[bytes]) -> list[IO[bytes]]:

@@ -186,6 +186,15 @@ class SqlReader:
             query = _events(number).where(events.c.seq > after).order_by(events.c.seq)
             return [dict(row) for row in connection.execute(query.limit(limit)).mappings()]
 
+    def noted(self, run_id: str, kind: str, after: int = 0) -> tuple[list[Row], int]:
+        """Events of one kind, as :meth:`events`, and the number of the newest event of any."""
+        with self._database.read() as connection:
+            number, _ = find_run(connection, run_id)
+            query = _events(number).where(events.c.kind == kind, events.c.seq > after)
+            found = connection.execute(query.order_by(events.c.seq)).mappings().all()
+            newest = sa.select(sa.func.max(events.c.seq)).where(events.c.run == number)
+            return [dict(row) for row in found], connection.execute(newest).scalar() or 0
+
     def story(self, run_id: str, task: str, index: int) -> list[Row]:
         """Events that touched one job, oldest first; as :meth:`events`."""
         with self._database.read() as connection:

@@ -51,12 +51,7 @@ class Cluster(ABC):
         self._daemons: Daemons | None = None
 
     def __enter__(self) -> Self:
-        try:
-            self._start()
-        except BaseException:  # also Ctrl-C: nothing may stay
-            self.close()
-            raise
-        return self
+        return self.start()
 
     def __exit__(
         self,
@@ -65,6 +60,15 @@ class Cluster(ABC):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def start(self) -> Self:
+        """Start it where no ``with`` statement can: in a notebook. :meth:`close` ends it."""
+        try:
+            self._start()
+        except BaseException:  # also Ctrl-C: nothing may stay
+            self.close()
+            raise
+        return self
 
     def close(self) -> None:
         """Kill the daemons and all jobs, and remove every trace. May be called twice."""

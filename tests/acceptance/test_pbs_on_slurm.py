@@ -107,18 +107,18 @@ def test_two_stages(site: Site, mode: str) -> None:
     assert site.queue() == []
 
 
-@pytest.mark.parametrize(("mode", "slots"), [("pilots", 4), ("batch", 1)])
-def test_what_an_operator_deletes_is_replaced(site: Site, mode: str, slots: int) -> None:
-    run = site.submit(many(slots + 1, str(site.folder), 4.0), mode)
+@pytest.mark.parametrize(("mode", "slots", "jobs"), [("pilots", 4, 14), ("batch", 1, 2)])
+def test_what_an_operator_deletes_is_replaced(site: Site, mode: str, slots: int, jobs: int) -> None:
+    run = site.submit(many(jobs, str(site.folder), 3.0), mode)
     # Every batch job that runs has begun something; a pilot lets it end, if it may.
     wait_for(lambda: len(site.begun()) >= slots)
     known = set(site.torque.slurm.states())
     site.torque.run(["qdel", site.queue("RUNNING")[0]])
     assert run.wait(90) == "done"  # without any retry
-    assert set(site.begun()) == set(range(slots + 1))
+    assert set(site.begun()) == set(range(jobs))
     assert set(site.torque.slurm.states()) - known, "another batch job has come"
     reader = open_store(site.store).reader()
-    attempts = [a for job in range(slots + 1) for a in reader.attempts(run.id, "counted", job)]
+    attempts = [a for job in range(jobs) for a in reader.attempts(run.id, "counted", job)]
     assert not any(one["charged"] for one in attempts)
     assert site.queue() == []
 

@@ -35,9 +35,7 @@ def noted(x: int, folder: str, seconds: float = 0.0) -> int:
 @pf.workflow
 def two_kinds(short: int, longer: int, folder: str, seconds: float) -> Any:
     slow = noted.options(name="slow", priority=1)
-    return noted(pf.items(range(short)), folder), slow(
-        pf.items(range(-longer, 0)), folder, seconds
-    )
+    return noted(pf.items(range(short)), folder), slow(pf.items(range(-longer, 0)), folder, seconds)
 
 
 SCRIPT = """

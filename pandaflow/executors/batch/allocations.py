@@ -19,6 +19,7 @@ from pathlib import Path
 from pandaflow.core.brokerage import Load, Ranking, Site, rank
 from pandaflow.core.errors import DataError, SiteError
 from pandaflow.core.model import Resources
+from pandaflow.executors.batch.arrays import last_words
 from pandaflow.executors.batch.control import Control
 from pandaflow.executors.batch.fleet import Allowance, Fleet, Plan, Seen
 from pandaflow.executors.batch.model import BatchRequest, BatchStatus, plain_name
@@ -94,6 +95,9 @@ class Allocations:
 
     def ranking(self, resources: Resources) -> Ranking:
         """Rank the sites for a job; those that take no pilots are among the refused."""
+        if resources.parallel:
+            alone = "pilots have one node each; use an executor with mode='batch'"
+            return Ranking((), dict.fromkeys(self._sites, alone))
         found = rank(resources, list(self._open().values()), self._loads())
         return Ranking(found.sites, {**found.refused, **self.refused})
 
@@ -265,8 +269,7 @@ class Allocations:
     def _last_words(self) -> str:
         """Return the end of what the newest pilot wrote."""
         logs = sorted(self._folder.glob("*.out"), key=os.path.getmtime)
-        text = logs[-1].read_text(errors="replace").strip() if logs else ""
-        return text.splitlines()[-1][:300] if text else "it wrote nothing"
+        return last_words(logs[-1].read_bytes() if logs else b"") or "it wrote nothing"
 
     # --- beginning and end --------------------------------------------------------------
 
@@ -316,7 +319,7 @@ def pilot_request(place: BatchSettings, slot: Slot, name: str, folder: str) -> B
         place.request(name),
         gpus=place.gpus if slot.gpus else 0,
         stdout=f"{folder}/{{id}}.out",
-        workdir=folder,
+        workdir=os.getcwd(),
         warn=("USR1", min(60.0, place.walltime / 4)),
     )
 

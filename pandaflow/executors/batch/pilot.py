@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from pandaflow.core.errors import DataError
 from pandaflow.executors import tls
 from pandaflow.executors.batch.contact import Contact, answering, read_contact
 from pandaflow.executors.batch.slots import Slot, offers
+from pandaflow.executors.command import TEMPORARY
 from pandaflow.executors.node import PILOT_UNTIL
 
 #: Seconds between looks at the contact file, the workers and the clock.
@@ -154,7 +156,7 @@ class Pilot:
             *secret,
         ]
         env = {**os.environ, **devices(os.environ, number, self._slot.gpus)}
-        env[PILOT_UNTIL] = repr(self._until - self._margin)
+        env |= {PILOT_UNTIL: repr(self._until - self._margin), TEMPORARY: "1"}
         self._workers[number] = subprocess.Popen(command, stdin=subprocess.PIPE, env=env)
 
     def _mend(self) -> None:
@@ -195,6 +197,16 @@ def devices(env: Mapping[str, str], number: int, each: int) -> dict[str, str]:
     return found
 
 
+def _root(scratch: str | None) -> str | None:
+    """Return the folder for files on this node; the variables in its name are the node's."""
+    if scratch is None:
+        return None
+    folder = os.path.expandvars(scratch)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        sys.exit(f"{socket.gethostname()}: scratch={folder!r} is no folder that can be written")
+    return folder
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a pilot until its time is up."""
     parser = argparse.ArgumentParser(prog="python -m pandaflow.executors.batch.pilot")
@@ -205,7 +217,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--patience", type=float, default=300.0)
     parser.add_argument("--scratch", default=None)
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="pandaflow-pilot-", dir=options.scratch) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="pandaflow-pilot-", dir=_root(options.scratch)
+    ) as folder:
         Pilot(
             options.contact,
             slot=options.slot,

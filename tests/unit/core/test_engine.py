@@ -487,3 +487,29 @@ def test_a_long_chain_of_blocked_jobs_is_closed() -> None:
     world.play(failing(name, 0))
     assert world.engine.status == "failed"
     assert world.states(name).count("closed") == 799
+
+def notes(commands: list[cmd.Command]) -> list[tuple[str, int, str]]:
+    found = [command for command in commands if isinstance(command, cmd.ExecutorNoted)]
+    return [(note.executor, note.slots, note.reason) for note in found]
+
+
+def test_a_changed_reason_of_an_executor_is_noted_once() -> None:
+    world = World.of(one_task, 4)
+    say = partial(ev.SlotsChanged, world.at, "local")
+    assert notes(world.tell(say(2))) == []
+    assert notes(world.tell(say(0, "1 pilot waits"))) == [("local", 0, "1 pilot waits")]
+    assert notes(world.tell(say(3, "1 pilot waits"))) == []
+    assert world.engine._slots["local"] == 3
+    assert notes(world.tell(say(3, "2 wait"), say(4))) == [("local", 3, "2 wait"), ("local", 4, "")]
+    assert world.play().engine.status == "done"
+
+
+def test_a_new_driver_tells_what_holds_for_its_executors() -> None:
+    """Its predecessor's last word must not stand for ever."""
+    world = World.of(one_task, 4)
+    world.tell(ev.SlotsChanged(world.at, "local", 0, "the queue is closed"))
+    world.ledger.notes.clear()
+    world.restart()
+    assert notes(world.tell(ev.SlotsChanged(world.at, "local", 2))) == [("local", 2, "")]
+    assert notes(world.tell(ev.SlotsChanged(world.at, "local", 3))) == []
+    assert world.play().engine.status == "done"

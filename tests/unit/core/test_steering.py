@@ -147,10 +147,36 @@ def test_the_last_jobs_of_a_paused_run_end_it() -> None:
 def test_retry_with_changed_options() -> None:
     world = World.of(one_task, 3, memory="1 GiB").play(failing("inc", 1))
     more = Resources(memory=2 * 2**30)
-    world.retry(0, resources=more, retry=Retry(retries=1))
+    world.retry(0, memory=2 * 2**30, retry=Retry(retries=1))
     (given,) = world.given.values()
     assert (given.emit.resources, given.emit.attempt, given.emit.jobs) == (more, 2, range(1, 2))
     assert world.task("inc").status == "running"
+    assert world.play().engine.status == "done"
+
+
+def test_a_retry_changes_what_is_named_and_leaves_the_rest_to_each_task() -> None:
+    def flow():
+        numbers = pf.items(range(2))
+        wide = inc.options(name="wide", cores=8, memory="1 GiB")(numbers)
+        fine = inc.options(name="fine", cores=2)(numbers)
+        return inc.options(name="narrow", walltime=60.0)(numbers), wide, fine
+
+    rules = {"narrow": failing("narrow", 0), "wide": failing("wide", 0, 1), "fine": failing("")}
+    world = World.of(flow).play(lambda name, emit: rules[name](name, emit))
+    world.retry(memory=4 * 2**30)
+    asked = {world.task(n).spec.name: world.task(n).spec.resources for n in ("narrow", "wide")}
+    assert asked["narrow"] == Resources(memory=4 * 2**30, walltime=60.0)
+    assert asked["wide"] == Resources(cores=8, memory=4 * 2**30)
+    assert world.task("fine").spec.resources == Resources(cores=2)
+    assert {given.emit.resources.cores for given in world.given.values()} == {1, 8}
+    assert world.play().engine.status == "done"
+
+
+def test_a_retry_takes_an_option_back() -> None:
+    world = World.of(one_task, 2, walltime=5.0, executor="local").play(failing("inc", 1))
+    world.retry(walltime=None, executor=None)
+    spec = world.task("inc").spec
+    assert (spec.resources.walltime, spec.executor) == (None, None)
     assert world.play().engine.status == "done"
 
 
@@ -198,11 +224,11 @@ def test_restart_is_refused_where_the_workflow_grows_or_goes_on() -> None:
     before = len(world.ledger.records)
     world.retry(world.task("listed").spec.id, restart=True)
     assert len(world.ledger.records) == before
-    assert "decides how the workflow grows" in world.engine.refused[0]
+    assert "decides how the workflow grows" in world.engine.refused[0][1]
     world = World.of(chain, 3)
     world.play(steps=2)
     world.retry(world.task("inc").spec.id, restart=True)
-    assert "has not ended" in world.engine.refused[0]
+    assert "has not ended" in world.engine.refused[0][1]
     assert world.play().engine.status == "done"
 
 
@@ -212,8 +238,11 @@ def test_a_refused_wish_does_not_swallow_what_came_with_it() -> None:
     world.tell(report, ev.RetryRequested(at=world.at, task=0, restart=True))
     assert world.states("inc")[0] == "finished"
     assert world.engine.refused
-    world.tell(ev.ItemsAppended(world.at, 77, 1))
-    assert "77" in world.engine.refused[0]
+    wrong = ev.ItemsAppended(world.at, 77, 1)
+    world.tell(wrong)
+    ((event, reason),) = world.engine.refused
+    assert event is wrong
+    assert "77" in reason
     assert world.play().engine.status == "done"
 
 
