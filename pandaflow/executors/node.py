@@ -83,11 +83,6 @@ def begin_leaving(worker: Any, reason: str) -> None:
     task.add_done_callback(_LEAVING.discard)
 
 
-async def send_away(dask_worker: Any) -> None:
-    """Make a worker leave; the scheduler calls it in the worker's event loop."""
-    begin_leaving(dask_worker, "its pilot is not needed any more")
-
-
 def load_node(results: str, location: str) -> BundleValues:
     """Read the values of a bundle that is in nobody's memory."""
     from pandaflow.data.results import ResultStore

@@ -2,18 +2,20 @@
 
 ``python -m pandaflow.executors.worker tcp://... --nthreads 1``: started by the local executor
 instead of Dask's nanny, because it does not import the user's script again (so scripts need no
-``if __name__ == "__main__"``), and because its exit code tells why it died.
+``if __name__ == "__main__"``), and because its exit code tells why it died. Pilots fork theirs.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
+import multiprocessing
 import os
 import signal
 import threading
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from pandaflow.executors.node import OWN_WORKER, begin_leaving
 
@@ -26,17 +28,50 @@ _QUIET = {
     "distributed.admin.tick.interval": "500ms",
 }
 
-_TIME_IS_UP = "the time of its pilot is up"
+_ASKED = "its pilot has asked it to go"
 
 
-def _end_with_parent() -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a worker process is told.
+
+    Attributes
+    ----------
+    scheduler : str
+        Address.
+    nthreads : int
+    name : str or None
+    local_directory : str or None
+    memory_limit : str
+        As Dask wants it; ``"0"``: none.
+    resources : mapping of str to float or None
+        What nodes of the graph may ask for.
+    tls : str or None
+        Folder with keys.
+    """
+
+    scheduler: str
+    nthreads: int = 1
+    name: str | None = None
+    local_directory: str | None = None
+    memory_limit: str = "auto"
+    resources: Mapping[str, float] | None = None
+    tls: str | None = None
+
+
+def _until_input_closes() -> None:
     """Wait until standard input closes: the parent holds the other end while it lives."""
     while os.read(0, 4096):
         pass
-    os._exit(0)
 
 
-async def _serve(options: argparse.Namespace) -> None:
+def _until_parent_dies() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+
+
+async def _serve(options: Options) -> None:
     import dask
     from distributed import Worker
 
@@ -47,14 +82,14 @@ async def _serve(options: argparse.Namespace) -> None:
         name=options.name,
         local_directory=options.local_directory,
         memory_limit=options.memory_limit,
-        resources=options.resources,
+        resources=dict(options.resources or {}),
         security=_security(options.tls),
         dashboard=False,
         dashboard_address=None,
     )
     async with worker:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGUSR1, begin_leaving, worker, _TIME_IS_UP)
+        loop.add_signal_handler(signal.SIGUSR1, begin_leaving, worker, _ASKED)
         await worker.finished()
 
 
@@ -67,6 +102,51 @@ def _security(folder: str | None) -> Any:
     return load(folder)
 
 
+def run(options: Options, until: Callable[[], None]) -> NoReturn:
+    """Be a worker until its scheduler ends, or ``until`` returns."""
+    os.environ[OWN_WORKER] = "1"
+    if hasattr(os, "nice"):
+        os.nice(_NICE)
+    threading.Thread(target=_end_after, args=(until,), daemon=True).start()
+    asyncio.run(_serve(options))
+    os._exit(0)  # payload threads that cannot be stopped must not keep the process
+
+
+def _end_after(until: Callable[[], None]) -> NoReturn:
+    until()
+    os._exit(0)
+
+
+def preload() -> None:
+    """Import what a worker needs, so that processes forked from this one need not."""
+    import dask
+    import distributed
+
+    import pandaflow.executors.payload
+
+    del dask, distributed, pandaflow
+
+
+def fork(options: Options, env: Mapping[str, str]) -> multiprocessing.process.BaseProcess:
+    """Start a worker as a copy of this process, which must have no threads.
+
+    Notes
+    -----
+    Importing takes most of a second of CPU, and on an HPC thousands of accesses to a file system
+    that all nodes share: once for a node instead of once for each of its cores.
+    """
+    process = multiprocessing.get_context("fork").Process(target=_forked, args=(options, env))
+    process.start()
+    return process
+
+
+def _forked(options: Options, env: Mapping[str, str]) -> NoReturn:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    os.environ.update(env)
+    run(options, _until_parent_dies)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a worker until its parent or its scheduler ends."""
     parser = argparse.ArgumentParser(prog="python -m pandaflow.executors.worker")
@@ -75,15 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--name", default=None)
     parser.add_argument("--local-directory", default=None)
     parser.add_argument("--memory-limit", default="auto")
-    parser.add_argument("--resources", type=json.loads, help="what a node may ask for, as JSON")
-    parser.add_argument("--tls", metavar="FOLDER", help="with ca.pem, cert.pem and key.pem")
-    options = parser.parse_args(arguments)
-    os.environ[OWN_WORKER] = "1"
-    if hasattr(os, "nice"):
-        os.nice(_NICE)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    asyncio.run(_serve(options))
-    os._exit(0)  # payload threads that cannot be stopped must not keep the process
+    run(Options(**vars(parser.parse_args(arguments))), _until_input_closes)
 
 
 if __name__ == "__main__":

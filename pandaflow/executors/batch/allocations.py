@@ -20,6 +20,7 @@ from pandaflow.core.brokerage import Load, Ranking, Site, rank
 from pandaflow.core.errors import DataError, SiteError
 from pandaflow.core.model import Resources
 from pandaflow.executors.batch.arrays import last_words
+from pandaflow.executors.batch.contact import write_order
 from pandaflow.executors.batch.control import Control
 from pandaflow.executors.batch.fleet import Allowance, Fleet, Plan, Seen
 from pandaflow.executors.batch.model import BatchRequest, BatchStatus, plain_name
@@ -33,6 +34,8 @@ logger = logging.getLogger("pandaflow.executors")
 _LEAVE_S = 20.0
 #: Pilots that were submitted, one a line: id, site, slot.
 _JOBS = "jobs"
+#: In the same folder; see ``contact.py``.
+_CONTACT = "contact.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +46,12 @@ class Turn:
     ----------
     ended : mapping of str to BatchStatus or None
         Pilots that are gone since the last turn.
-    retire, drain : frozenset of str
-        Pilots whose workers are to go: now, and when their jobs have ended.
+    retire : frozenset of str
+        Pilots whose workers are idle and to go.
     """
 
     ended: Mapping[str, BatchStatus | None] = field(default_factory=dict)
     retire: frozenset[str] = frozenset()
-    drain: frozenset[str] = frozenset()
 
 
 class Allocations:
@@ -155,10 +157,9 @@ class Allocations:
         plans = self._plans(now, busy, waiting)
         cancel = [one for plan in plans.values() for one in plan.cancel]
         retire = frozenset(one for plan in plans.values() for one in plan.retire)
-        drain = frozenset(one for plan in plans.values() for one in plan.drain)
         self._control.cancel([(one, None) for one in cancel])
         self._submit_all(now, plans)
-        return Turn(ended, retire, drain)
+        return Turn(ended, retire)
 
     def cancel(self, pilots: frozenset[str]) -> None:
         """End batch jobs."""
@@ -206,17 +207,24 @@ class Allocations:
             place = self._places[kind.site]
             if kind not in self._fleets:
                 self._fleets[kind] = Fleet(idle=place.idle_seconds, tardy=place.queue_seconds)
-        short = {
-            kind.site
-            for kind, number in wanted.items()
-            if number > self._fleets[kind].staying(now) and self._free(kind.site) <= 0
-        }
+        self._recut(now, wanted)
         return {
-            kind: fleet.plan(
-                now, wanted.get(kind, 0), work=bool(waiting), pressed=kind.site in short
-            )
+            kind: fleet.plan(now, wanted.get(kind, 0), work=bool(waiting))
             for kind, fleet in self._fleets.items()
         }
+
+    def _recut(self, now: float, wanted: Mapping[Kind, int]) -> None:
+        """Have pilots that one kind of jobs can spare cut for another: they are there already."""
+        for kind, number in wanted.items():
+            for other, fleet in self._fleets.items():
+                missing = number - self._fleets[kind].staying(now)
+                if missing > 0 and other.site == kind.site and other != kind:
+                    full = self._free(kind.site) <= 0
+                    given = fleet.give(now, wanted.get(other, 0), missing, busy=full)
+                    for pilot in given:
+                        write_order(self._folder / _CONTACT, pilot.id, kind.slot)
+                        self._record(pilot.id, kind)
+                    self._fleets[kind].take(given, now)
 
     def _keep_least(self, wanted: dict[Kind, int]) -> None:
         """Want as many nodes of each site as are to be kept although nothing waits."""
@@ -252,10 +260,15 @@ class Allocations:
         place, folder = self._places[kind.site], self._folder
         script = folder / f"pilot-{uuid.uuid4().hex[:8]}.sh"
         request = pilot_request(place, kind.slot, self._name, str(folder))
-        body = pilot_body(place, folder / "contact.json", kind.slot)
+        body = pilot_body(place, folder / _CONTACT, kind.slot)
         pilot = self._control.submit(script, request, body, place.prologue)
         self._note(pilot, kind)
-        with open(folder / _JOBS, "a", encoding="utf-8") as file:
+        self._record(pilot, kind)
+
+    def _record(self, pilot: str, kind: Kind) -> None:
+        """Leave a note for the driver after this one; the last of a pilot counts."""
+        self._kinds[pilot] = kind
+        with open(self._folder / _JOBS, "a", encoding="utf-8") as file:
             file.write(f"{pilot}\t{kind.site}\t{kind.slot.dump()}\n")
 
     def _note(self, pilot: str, kind: Kind) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import psutil
 
 from pandaflow.core.errors import DataError
+from pandaflow.executors.batch.slots import Slot
 
 #: Seconds that an address is given to answer.
 _KNOCK_S = 2.0
@@ -84,6 +86,27 @@ def _parse(said: Mapping[str, Any]) -> Contact:
         tls={str(name): str(text) for name, text in said["tls"].items()},
         over=said["over"] is True,
     )
+
+
+def write_order(contact: Path, pilot: str, slot: Slot) -> None:
+    """Tell a pilot how to cut its node from now on.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be written.
+    """
+    path = contact.with_name(f"{pilot}.slot")
+    scratch = path.with_name(f"{path.name}.part")
+    scratch.write_text(slot.dump(), encoding="utf-8")
+    scratch.replace(path)
+
+
+def read_order(contact: Path, pilot: str) -> Slot | None:
+    """Return how a pilot is to cut its node, if the driver has told it."""
+    with suppress(OSError, DataError):
+        return Slot.parse(contact.with_name(f"{pilot}.slot").read_text(encoding="utf-8"))
+    return None
 
 
 def answering(addresses: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ back; it does nothing itself and asks no clock.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pandaflow.executors.batch.model import BatchStatus
 
@@ -81,17 +81,11 @@ class Plan:
         Batch jobs that have no worker yet and are not needed.
     retire : tuple of str
         Pilots with idle workers that are not needed.
-    drain : tuple of str
-        Pilots that are to go as soon as the jobs that they run have ended.
-    ended : mapping of str to BatchStatus or None
-        Pilots that are gone since the last time; None: their system has forgotten them.
     """
 
     submit: int = 0
     cancel: tuple[str, ...] = ()
     retire: tuple[str, ...] = ()
-    drain: tuple[str, ...] = ()
-    ended: Mapping[str, BatchStatus | None] = field(default_factory=dict)
 
 
 class Allowance:
@@ -179,7 +173,35 @@ class Fleet:
                 pilot.state, pilot.reason = status.state, status.reason
         return ended
 
-    def plan(self, now: float, wanted: int, *, work: bool = True, pressed: bool = False) -> Plan:
+    def give(self, now: float, wanted: int, most: int, *, busy: bool) -> list[Pilot]:
+        """Give pilots away that are not wanted here, to be cut for other jobs.
+
+        Parameters
+        ----------
+        now : float
+        wanted : int
+            Pilots to keep.
+        most : int
+            Pilots to give at most.
+        busy : bool
+            Whether pilots that run something are given too: they are cut when that has ended.
+        """
+        here = [pilot for pilot in self.pilots.values() if not pilot.leaving]
+        queued = [p for p in here if not p.joined]
+        idle = [p for p in here if p.joined and p.idle_since is not None]
+        rest = [p for p in here if p.joined and p.idle_since is None] if busy else []
+        given = [*idle, *queued, *rest][: max(0, min(most, self.staying(now) - wanted))]
+        for pilot in given:
+            del self.pilots[pilot.id]
+        return given
+
+    def take(self, pilots: Sequence[Pilot], now: float) -> None:
+        """Take in pilots that will be cut for the jobs of this fleet."""
+        for pilot in pilots:
+            started = now if pilot.state == "running" else pilot.submitted
+            self.pilots[pilot.id] = Pilot(pilot.id, started, pilot.state, reason=pilot.reason)
+
+    def plan(self, now: float, wanted: int, *, work: bool = True) -> Plan:
         """Say what to do, after :meth:`update`.
 
         Parameters
@@ -189,14 +211,12 @@ class Fleet:
             Pilots to have, besides those that nobody counts on.
         work : bool
             Whether anything waits for pilots: those that are late are kept then.
-        pressed : bool
-            Another fleet needs the nodes: what is not wanted goes now.
         """
         spare = self.staying(now) + (0 if work else self.tardy(now)) - wanted
         gone = [p.id for p in self.pilots.values() if p.leaving and p.idle_since is not None]
-        cancel, retire, drain = self._surplus(now, spare, pressed)
+        cancel, retire = self._surplus(now, spare)
         submit = 0 if now < self._rest_until else max(0, -spare)
-        return Plan(submit, cancel, (*gone, *retire), drain)
+        return Plan(submit, cancel, (*gone, *retire))
 
     def trouble(self, now: float) -> str:
         """Say why no more pilots are asked for; empty if they are."""
@@ -227,24 +247,19 @@ class Fleet:
 
     # --- decisions ----------------------------------------------------------------------
 
-    def _surplus(
-        self, now: float, spare: int, pressed: bool
-    ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    def _surplus(self, now: float, spare: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Choose pilots to be without: those that wait first, then the longest idle."""
         if spare <= 0:
-            return (), (), ()
-        rest = 0.0 if pressed else self._idle
+            return (), ()
         here = [pilot for pilot in self.pilots.values() if not pilot.leaving]
         queued = [p for p in reversed(here) if not p.joined and p.state in ("pending", "held")]
-        cancel = [p for p in queued if now - p.submitted >= rest][:spare]
-        rested = [p for p in here if p.idle_since is not None and now - p.idle_since >= rest]
+        cancel = [p for p in queued if now - p.submitted >= self._idle][:spare]
+        rested = [p for p in here if p.idle_since is not None and now - p.idle_since >= self._idle]
         rested.sort(key=lambda p: p.idle_since or 0.0)
         retire = rested[: spare - len(cancel)]
-        busy = [p for p in here if pressed and p.joined and p.idle_since is None]
-        drain = busy[: spare - len(cancel) - len(retire)]
-        for pilot in (*cancel, *retire, *drain):
+        for pilot in (*cancel, *retire):
             pilot.leaving = True
-        return tuple(p.id for p in cancel), tuple(p.id for p in retire), tuple(p.id for p in drain)
+        return tuple(p.id for p in cancel), tuple(p.id for p in retire)
 
 
 def _is_gone(pilot: Pilot, status: BatchStatus | None, now: float) -> bool:

@@ -1,29 +1,29 @@
 """What runs in an allocation: keeps Dask workers going until its time is up.
 
 ``python -m pandaflow.executors.batch.pilot CONTACT --slot '{"count": 4}' --walltime 7200``: reads
-where the scheduler is from the contact file and starts one worker process a slot, so that a
+where the scheduler is from the contact file and forks one worker process a slot, so that a
 payload that crashes takes no other with it and Python code runs on all cores. When the scheduler
 vanishes the pilot waits a while for another driver of the same run to write a new contact:
-allocations survive their driver.
+allocations survive their driver. A driver may have the node cut otherwise when other jobs wait.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from pandaflow.core.errors import DataError
-from pandaflow.executors import tls
-from pandaflow.executors.batch.contact import Contact, answering, read_contact
+from pandaflow.executors import tls, worker
+from pandaflow.executors.batch.contact import Contact, answering, read_contact, read_order
 from pandaflow.executors.batch.slots import Slot, offers
 from pandaflow.executors.command import TEMPORARY
 from pandaflow.executors.node import PILOT_UNTIL
@@ -43,6 +43,9 @@ _DEVICES = (
     "HIP_VISIBLE_DEVICES",
     "ZE_AFFINITY_MASK",
 )
+
+#: Variables that say how many threads libraries use.
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 class Pilot:
@@ -76,37 +79,45 @@ class Pilot:
     ) -> None:
         self._contact, self._slot, self._folder = contact, slot, folder
         self._until, self._margin, self._patience = until, margin, patience
-        self._name = f"pilot-{os.environ.get('PANDAFLOW_BATCH_ID') or os.getpid()}"
-        self._workers: dict[int, subprocess.Popen[bytes]] = {}
+        self._id = os.environ.get("PANDAFLOW_BATCH_ID") or str(os.getpid())
+        self._workers: dict[int, BaseProcess] = {}
         self._served: Contact | None = None
         self._address = ""
-        self._leave, self._starts = False, 0
+        self._leave, self._starts = threading.Event(), 0
         self._deaths: list[float] = []
         self._met = time.monotonic()
 
-    def run(self) -> None:
-        """Serve one driver after the other until the time is up."""
+    def run(self) -> Slot | None:
+        """Serve one driver after the other until the time is up.
+
+        Returns
+        -------
+        Slot or None
+            How the driver wants the node to be cut from now on; None: the pilot is to end.
+        """
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._told)
+            signal.signal(number, lambda *_: self._leave.set())
         knocked = 0.0
         try:
-            while not self._leave and time.time() < self._until - self._margin:
+            while not self._leave.is_set() and time.time() < self._until - self._margin:
                 contact = self._read()
                 if contact is not None and contact.over:
-                    return
+                    return None
+                wanted = read_order(self._contact, self._id) or self._slot
+                if wanted != self._slot:
+                    self._drain()
+                    return None if self._leave.is_set() else wanted
                 if time.monotonic() - knocked > _KNOCK_S or contact != self._served:
                     knocked = time.monotonic()
                     self._knock(contact)
                 self._mend()
                 if self._unwanted():
-                    return
-                time.sleep(_LOOK_S)
+                    return None
+                self._leave.wait(_LOOK_S)
             self._drain()
+            return None
         finally:
             self._end()
-
-    def _told(self, *_: object) -> None:
-        self._leave = True
 
     def _read(self) -> Contact | None:
         try:
@@ -144,46 +155,45 @@ class Pilot:
         assert self._served is not None
         self._starts += 1
         left = self._until - self._margin - time.time()
-        secret = []
-        if self._served.tls:
-            keys = os.path.join(self._folder, f"tls-{self._served.id}")
-            secret = ["--tls", tls.keep(self._served.tls, keys)]
-        command = [
-            *(sys.executable, "-m", "pandaflow.executors.worker", self._address),
-            *("--nthreads", "1", "--name", f"{self._name}-{number}.{self._starts}"),
-            *("--local-directory", self._folder, "--memory-limit", "0"),
-            *("--resources", json.dumps(offers(self._slot, left))),
-            *secret,
-        ]
-        env = {**os.environ, **devices(os.environ, number, self._slot.gpus)}
+        keys = os.path.join(self._folder, f"tls-{self._served.id}")
+        options = worker.Options(
+            scheduler=self._address,
+            name=f"pilot-{self._id}-{self._slot.tag}-{number}.{self._starts}",
+            local_directory=self._folder,
+            memory_limit="0",
+            resources=offers(self._slot, left),
+            tls=tls.keep(self._served.tls, keys) if self._served.tls else None,
+        )
+        env = devices(os.environ, number, self._slot.gpus)
         env |= {PILOT_UNTIL: repr(self._until - self._margin), TEMPORARY: "1"}
-        self._workers[number] = subprocess.Popen(command, stdin=subprocess.PIPE, env=env)
+        self._workers[number] = worker.fork(options, env)
 
     def _mend(self) -> None:
         """Start workers again that a payload took along; not those that ended as they should."""
         for number, process in list(self._workers.items()):
-            code = process.poll()
-            if code is None:
+            if process.exitcode is None:
                 continue
             del self._workers[number]
-            if code != 0:
+            if process.exitcode != 0:
                 now = time.monotonic()
                 self._deaths = [at for at in self._deaths if now - at < 60.0] + [now]
                 self._start(number)
 
     def _drain(self) -> None:
         """Let jobs that run end, as long as there is time; workers that are idle go at once."""
-        for process in self._workers.values():
-            process.send_signal(signal.SIGUSR1)
-        while self._workers and time.time() < self._until - _LAST_S:
-            self._workers = {n: p for n, p in self._workers.items() if p.poll() is None}
-            time.sleep(_LOOK_S)
+        while time.time() < self._until - _LAST_S:
+            self._workers = {n: p for n, p in self._workers.items() if p.exitcode is None}
+            if not self._workers:
+                return
+            for process in self._workers.values():
+                os.kill(process.pid or 0, signal.SIGUSR1)
+            time.sleep(_LOOK_S / 2)
 
     def _end(self) -> None:
         for process in self._workers.values():
             process.kill()
         for process in self._workers.values():
-            process.wait()
+            process.join()
         self._workers.clear()
 
 
@@ -195,6 +205,15 @@ def devices(env: Mapping[str, str], number: int, each: int) -> dict[str, str]:
         if each and known:
             found[name] = ",".join(known[number * each : (number + 1) * each])
     return found
+
+
+def limit_threads(cores: int) -> None:
+    """Let libraries use the cores of a slot and not those of the node, unless somebody said more.
+
+    They count cores when they are imported, and every slot of a node would get threads for all.
+    """
+    for name in _THREADS:
+        os.environ.setdefault(name, str(cores))
 
 
 def _root(scratch: str | None) -> str | None:
@@ -212,22 +231,30 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m pandaflow.executors.batch.pilot")
     parser.add_argument("contact", type=Path)
     parser.add_argument("--slot", type=Slot.parse, default=Slot(1))
-    parser.add_argument("--walltime", type=float, required=True, help="seconds from now")
+    parser.add_argument("--walltime", type=float, default=3600.0, help="seconds from now")
+    parser.add_argument("--until", type=float, help="the same as seconds since the epoch")
     parser.add_argument("--margin", type=float, default=30.0)
     parser.add_argument("--patience", type=float, default=300.0)
     parser.add_argument("--scratch", default=None)
     options = parser.parse_args(arguments)
+    until = options.until or time.time() + options.walltime
+    limit_threads(options.slot.cores)
+    worker.preload()
     with tempfile.TemporaryDirectory(
         prefix="pandaflow-pilot-", dir=_root(options.scratch)
     ) as folder:
-        Pilot(
+        again = Pilot(
             options.contact,
             slot=options.slot,
-            until=time.time() + options.walltime,
+            until=until,
             margin=options.margin,
             patience=options.patience,
             folder=folder,
         ).run()
+    if again is not None:
+        # A new program: libraries of mathematics have counted their threads in this one.
+        words = [*sys.argv[1:], "--slot", again.dump(), "--until", repr(until)]
+        os.execv(sys.executable, [sys.executable, "-m", __spec__.name, *words])
 
 
 if __name__ == "__main__":

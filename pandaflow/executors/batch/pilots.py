@@ -41,7 +41,7 @@ from pandaflow.executors.batch.provision import Kind
 from pandaflow.executors.batch.settings import BatchSettings
 from pandaflow.executors.batch.slots import needs
 from pandaflow.executors.dask import DaskSession
-from pandaflow.executors.node import CUT_SHORT, send_away
+from pandaflow.executors.node import CUT_SHORT
 from pandaflow.ports import Assignment, Report
 
 logger = logging.getLogger("pandaflow.executors")
@@ -50,6 +50,8 @@ logger = logging.getLogger("pandaflow.executors")
 _VERDICT_S = 15.0
 #: Seconds between turns at least, when new work comes in.
 _PAUSE_S = 0.2
+#: States of workers that take no more work.
+_GOING = ("paused", "closing", "closing_gracefully", "closed")
 #: A job that used this much of a whole pilot's time and did not end will not end in another.
 _WHOLE = 0.8
 
@@ -182,8 +184,7 @@ class PilotSession(DaskSession):
         busy, waiting = self._work()
         turn = self._allocations.turn(workers, busy, waiting)
         self._ended.update(turn.ended)
-        self._judge(workers)
-        self._send_away(turn.drain)
+        self._judge()
         self._retire(turn.retire)
         if self._allocations.refused:
             self._give_up()
@@ -192,10 +193,13 @@ class PilotSession(DaskSession):
         """Return what workers the pilots have."""
         found: dict[str, Seen] = {}
         for address, worker in list(self._scheduler.workers.items()):
-            pilot = _pilot_of(str(worker.name))
+            pilot, tag = _origin(str(worker.name))
             self._pilot_of[address] = pilot
+            kind = self._allocations.kind_of(pilot)
+            if kind is None or kind.slot.tag != tag:
+                continue  # of a pilot that is being cut for other jobs
             known = found.get(pilot, Seen(0, draining=True))
-            going = worker.status.name != "running" or CUT_SHORT in worker.resources
+            going = worker.status.name in _GOING or CUT_SHORT in worker.resources
             busy = min(1, len(worker.processing))
             found[pilot] = Seen(known.busy + busy, known.draining and going)
         return found
@@ -211,19 +215,14 @@ class PilotSession(DaskSession):
             if node is None or not _could_run(node, in_flight):
                 continue
             worker = node.processing_on
-            kind = self._allocations.kind_of(_pilot_of(str(worker.name))) if worker else None
+            pilot = _origin(str(worker.name))[0] if worker else ""
+            kind = self._allocations.kind_of(pilot)
             if kind is not None and worker not in taken:
                 taken.add(worker)
                 busy[kind] += 1
             else:
                 waiting[resources] += 1
         return busy, waiting
-
-    def _send_away(self, pilots: frozenset[str]) -> None:
-        """Let pilots go when the jobs that they run have ended."""
-        gone = self._workers_of(pilots)
-        if gone:
-            self._client.run(send_away, workers=gone, wait=False, on_error="ignore")
 
     def _retire(self, pilots: frozenset[str]) -> None:
         """Give idle allocations back."""
@@ -245,7 +244,7 @@ class PilotSession(DaskSession):
 
     # --- verdicts -----------------------------------------------------------------------
 
-    def _judge(self, workers: Mapping[str, Seen]) -> None:
+    def _judge(self) -> None:
         """Report bundles whose worker died, charged or not, once it is known why it did.
 
         Where other workers of the same pilot live on, the job itself is to blame; where none
@@ -253,10 +252,11 @@ class PilotSession(DaskSession):
         """
         with self._lock:
             waiting, self._lost = self._lost, []
+        alive = {self._pilot_of.get(address) for address in list(self._scheduler.workers)}
         for since, lost, pilot in waiting:
             status = self._ended.get(pilot) or self._allocations.status_of(pilot)
             over = status is not None and status.over
-            if over or pilot in workers or time.monotonic() - since > _VERDICT_S:
+            if over or pilot in alive or time.monotonic() - since > _VERDICT_S:
                 self._hand_on(self._verdict(lost, pilot, status if over else None))
             else:
                 with self._lock:
@@ -294,9 +294,11 @@ class PilotSession(DaskSession):
         contact.write(self._contact)
 
 
-def _pilot_of(worker: str) -> str:
-    """Return the batch job behind a worker's name, ``pilot-<id>-<slot>.<start>``."""
-    return worker.removeprefix("pilot-").rpartition("-")[0]
+def _origin(worker: str) -> tuple[str, str]:
+    """Return batch job and slot of a worker's name, ``pilot-<id>-<slot>-<number>.<start>``."""
+    rest = worker.removeprefix("pilot-").rpartition("-")[0]
+    pilot, _, tag = rest.rpartition("-")
+    return pilot, tag
 
 
 def _could_run(node: Any, in_flight: Set[Any]) -> bool:

@@ -8,7 +8,7 @@ where they fit, whatever pilots are there at the moment.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 
 from pandaflow.core.brokerage import Site, cores_on_node, slots_per_node
 from pandaflow.core.errors import DataError
@@ -41,6 +41,11 @@ class Slot:
     gpus: int = 0
     memory: int = 0
     disk: int = 0
+
+    @property
+    def tag(self) -> str:
+        """A short name for it, without dashes."""
+        return "x".join(map(str, astuple(self)))
 
     def dump(self) -> str:
         """Return it as text."""
