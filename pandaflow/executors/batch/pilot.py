@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -60,7 +61,8 @@ class Pilot:
     until : float
         Seconds since the epoch at which it must have ended.
     margin : float
-        Seconds before that, from which on it takes no more work.
+        Seconds before that, from which on it takes no more work; up to twice as many, so that
+        not all pilots go at once.
     patience : float
         Seconds that it waits for a driver.
     folder : str
@@ -78,8 +80,9 @@ class Pilot:
         folder: str,
     ) -> None:
         self._contact, self._slot, self._folder = contact, slot, folder
-        self._until, self._margin, self._patience = until, margin, patience
         self._id = os.environ.get("PANDAFLOW_BATCH_ID") or str(os.getpid())
+        self._until, self._patience = until, patience
+        self._stop_at = until - margin * (1.0 + stagger(self._id))
         self._workers: dict[int, BaseProcess] = {}
         self._served: Contact | None = None
         self._address = ""
@@ -99,7 +102,7 @@ class Pilot:
             signal.signal(number, lambda *_: self._leave.set())
         knocked = 0.0
         try:
-            while not self._leave.is_set() and time.time() < self._until - self._margin:
+            while not self._leave.is_set() and time.time() < self._stop_at:
                 contact = self._read()
                 if contact is not None and contact.over:
                     return None
@@ -154,18 +157,17 @@ class Pilot:
     def _start(self, number: int) -> None:
         assert self._served is not None
         self._starts += 1
-        left = self._until - self._margin - time.time()
         keys = os.path.join(self._folder, f"tls-{self._served.id}")
         options = worker.Options(
             scheduler=self._address,
             name=f"pilot-{self._id}-{self._slot.tag}-{number}.{self._starts}",
             local_directory=self._folder,
             memory_limit="0",
-            resources=offers(self._slot, left),
+            resources=offers(self._slot, self._stop_at - time.time()),
             tls=tls.keep(self._served.tls, keys) if self._served.tls else None,
         )
         env = devices(os.environ, number, self._slot.gpus)
-        env |= {PILOT_UNTIL: repr(self._until - self._margin), TEMPORARY: "1"}
+        env |= {PILOT_UNTIL: repr(self._stop_at), TEMPORARY: "1"}
         self._workers[number] = worker.fork(options, env)
 
     def _mend(self) -> None:
@@ -195,6 +197,15 @@ class Pilot:
         for process in self._workers.values():
             process.join()
         self._workers.clear()
+
+
+def stagger(pilot: str) -> float:
+    """Return a share of the margin, another one for each pilot.
+
+    Pilots that began together would all end together, and the run would stand still until others
+    are there.
+    """
+    return zlib.crc32(pilot.encode()) % 1000 / 1000
 
 
 def devices(env: Mapping[str, str], number: int, each: int) -> dict[str, str]:

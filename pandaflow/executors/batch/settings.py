@@ -56,7 +56,8 @@ class BatchSettings:
     idle_seconds : float
         Without work for so long, a pilot is given back.
     margin : float
-        Seconds before the end of its walltime from which on a pilot takes no more work.
+        Seconds before the end of its walltime from which on a pilot takes no more work; up to
+        twice as many, another number for each pilot, so that not all go at once.
     patience : float
         Seconds that a pilot waits for another driver of the run when its own is gone.
     host : str or None

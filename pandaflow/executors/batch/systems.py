@@ -134,7 +134,14 @@ class SGE(Batch):
 
 
 class PBS(Batch):
-    """Runs jobs in allocations of PBS Pro, OpenPBS or Torque; settings as for Slurm."""
+    """Runs jobs in allocations of PBS Pro, OpenPBS or Torque; settings as for Slurm.
+
+    Parameters
+    ----------
+    queue : str, optional
+    dialect : {'openpbs', 'torque', 'slurm'}
+        Whose ``qsub`` it is; ``slurm``: the commands that come with Slurm.
+    """
 
     def __init__(
         self, queue: str | None = None, *, dialect: str = "openpbs", **settings: Any
