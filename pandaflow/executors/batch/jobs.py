@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -47,6 +47,7 @@ logger = logging.getLogger("pandaflow.executors")
 _FILES_S, _FILE_S = 0.1, 0.003
 #: Looks at the queue before an element that it does not know is given up.
 _MISSING = 5
+_ENDED = "this session with the batch system has ended"
 
 Order: TypeAlias = tuple[Literal["submit", "cancel", "adopt", "close"], Any]
 
@@ -108,10 +109,10 @@ class BatchJobs:
         """
         adopted: Future[set[int]] = Future()
         self._order("adopt", (set(bundles), adopted))
-        try:
-            return adopted.result()
-        except CancelledError:
-            raise SiteError("this session with the batch system has ended") from None
+        while self._thread.is_alive() or adopted.done():
+            with suppress(TimeoutError):
+                return adopted.result(timeout=1.0)
+        raise SiteError(_ENDED)
 
     def submit(self, assignments: Sequence[Assignment]) -> None:
         """Take bundles in."""
@@ -133,7 +134,7 @@ class BatchJobs:
 
     def _order(self, kind: Literal["submit", "adopt"], what: Any) -> None:
         if not self._thread.is_alive():
-            raise SiteError("this session with the batch system has ended")
+            raise SiteError(_ENDED)
         self._orders.put((kind, what))
 
     # --- the thread ---------------------------------------------------------------------
@@ -157,8 +158,8 @@ class BatchJobs:
         with suppress(queue.Empty):
             while True:
                 kind, what = self._orders.get(block=False)
-                if kind == "adopt":
-                    what[1].cancel()
+                for given in what if kind == "submit" else ():
+                    self._report(arrays.refused(given.spec, reason, time.time()))
 
     def _wait(self) -> float:
         """Return the seconds until something is due."""
@@ -193,7 +194,7 @@ class BatchJobs:
     def _adopt(self, wanted: set[int]) -> set[int]:
         """Settle what earlier sessions left: once, and first of all."""
         left, self._left = self._left, []
-        if not left:
+        if not left or not leftovers.owns(self._folder, self._token):
             return set()
         folders = [
             each.folder

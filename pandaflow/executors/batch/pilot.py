@@ -45,6 +45,8 @@ _DEVICES = (
     "ZE_AFFINITY_MASK",
 )
 
+#: What people call this machine: virtual nodes of Slurm share one.
+_NODE = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 #: Variables that say how many threads libraries use.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -160,7 +162,7 @@ class Pilot:
         keys = os.path.join(self._folder, f"tls-{self._served.id}")
         options = worker.Options(
             scheduler=self._address,
-            name=f"pilot-{self._id}-{self._slot.tag}-{number}.{self._starts}",
+            name=f"pilot-{self._id}-{self._slot.tag}-{number}.{self._starts}@{_NODE}",
             local_directory=self._folder,
             memory_limit="0",
             resources=offers(self._slot, self._stop_at - time.time()),

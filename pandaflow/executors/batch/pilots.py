@@ -10,10 +10,11 @@ to blame.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,8 @@ logger = logging.getLogger("pandaflow.executors")
 _VERDICT_S = 15.0
 #: Seconds between turns at least, when new work comes in.
 _PAUSE_S = 0.2
+#: Seconds of work that are worth a slot more.
+_WORTH_S = 1.0
 #: States of workers that take no more work.
 _GOING = ("paused", "closing", "closing_gracefully", "closed")
 #: A job that used this much of a whole pilot's time and did not end will not end in another.
@@ -77,6 +80,7 @@ class PilotSession(DaskSession):
         self._lost: list[tuple[float, BundleLost, str]] = []
         self._ended: dict[str, BatchStatus | None] = {}
         self._pilot_of: dict[str, str] = {}
+        self._labels: dict[str, str] = {}
         self._told = (-1, "")
         self._over, self._stir = threading.Event(), threading.Event()
         self._cluster, self._secret = _start(settings)
@@ -138,11 +142,13 @@ class PilotSession(DaskSession):
         if isinstance(event, BundleStarted):
             self._began[event.bundle] = event.at
             kind = self._allocations.kind_of(self._pilot_of.get(event.worker, ""))
-            if kind is not None and self._allocations.several:
-                event = replace(event, site=kind.site)
+            site = kind.site if kind is not None and self._allocations.several else ""
+            event = replace(event, site=site, worker=self._labels.get(event.worker, event.worker))
         elif isinstance(event, BundleEnded | BundleLost):
             self._asked.pop(event.bundle, None)
             self._began.pop(event.bundle, None)
+            if isinstance(event, BundleEnded):
+                event = replace(event, worker=self._labels.get(event.worker, event.worker))
         self._tell_runner(event)
 
     @property
@@ -193,7 +199,7 @@ class PilotSession(DaskSession):
         """Return what workers the pilots have."""
         found: dict[str, Seen] = {}
         for address, worker in list(self._scheduler.workers.items()):
-            pilot, tag = _origin(str(worker.name))
+            pilot, tag, self._labels[address] = _parts(str(worker.name))
             self._pilot_of[address] = pilot
             kind = self._allocations.kind_of(pilot)
             if kind is None or kind.slot.tag != tag:
@@ -204,10 +210,11 @@ class PilotSession(DaskSession):
             found[pilot] = Seen(known.busy + busy, known.draining and going)
         return found
 
-    def _work(self) -> tuple[Counter[Kind], Counter[Resources]]:
-        """Return the slots that run something, and the jobs that could run if there were one."""
+    def _work(self) -> tuple[Counter[Kind], dict[Resources, int]]:
+        """Return the slots that run something, and those that more could be run in."""
         busy: Counter[Kind] = Counter()
-        waiting: Counter[Resources] = Counter()
+        counts: Counter[Resources] = Counter()
+        seconds: dict[Resources, float] = defaultdict(float)
         taken: set[Any] = set()
         in_flight = {self._keys.get(bundle) for bundle in list(self._asked)}
         for bundle, (resources, _) in list(self._asked.items()):
@@ -215,14 +222,17 @@ class PilotSession(DaskSession):
             if node is None or not _could_run(node, in_flight):
                 continue
             worker = node.processing_on
-            pilot = _origin(str(worker.name))[0] if worker else ""
+            pilot = _parts(str(worker.name))[0] if worker else ""
             kind = self._allocations.kind_of(pilot)
             if kind is not None and worker not in taken:
                 taken.add(worker)
                 busy[kind] += 1
             else:
-                waiting[resources] += 1
-        return busy, waiting
+                counts[resources] += 1
+                known = node.prefix.duration_average
+                seconds[resources] += known if known >= 0 else _WORTH_S
+        slots = {r: min(n, math.ceil(seconds[r] / _WORTH_S)) for r, n in counts.items()}
+        return busy, slots
 
     def _retire(self, pilots: frozenset[str]) -> None:
         """Give idle allocations back."""
@@ -294,11 +304,12 @@ class PilotSession(DaskSession):
         contact.write(self._contact)
 
 
-def _origin(worker: str) -> tuple[str, str]:
-    """Return batch job and slot of a worker's name, ``pilot-<id>-<slot>-<number>.<start>``."""
-    rest = worker.removeprefix("pilot-").rpartition("-")[0]
+def _parts(worker: str) -> tuple[str, str, str]:
+    """Return batch job, slot and label of ``pilot-<id>-<slot>-<number>.<start>@<node>``."""
+    rest, _, node = worker.removeprefix("pilot-").partition("@")
+    rest, _, number = rest.rpartition("-")
     pilot, _, tag = rest.rpartition("-")
-    return pilot, tag
+    return pilot, tag, f"{node}/{pilot}.{number.partition('.')[0]}"
 
 
 def _could_run(node: Any, in_flight: Set[Any]) -> bool:
@@ -317,6 +328,8 @@ def _start(settings: BatchSettings) -> tuple[LocalCluster, dict[str, str]]:
     quiet = {
         "distributed.scheduler.allowed-failures": 1000,
         "distributed.scheduler.worker-saturation": 1.0,
+        # Jobs that ask for resources are given to workers at once, so they are moved more often.
+        "distributed.scheduler.work-stealing-interval": "250ms",
         "distributed.comm.timeouts.connect": "30s",
         "distributed.admin.low-level-log-length": 100,
         "distributed.admin.large-graph-warning-threshold": "100MB",

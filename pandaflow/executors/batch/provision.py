@@ -5,12 +5,12 @@ Everything here is a function of its arguments.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pandaflow.core.brokerage import Load, Site, rank
 from pandaflow.core.model import Resources
-from pandaflow.executors.batch.slots import Slot, slot_of
+from pandaflow.executors.batch.slots import Slot, serves, slot_of
 
 
 class Kind(NamedTuple):
@@ -45,19 +45,21 @@ def provision(
     Notes
     -----
     Nodes that run something are kept. What is left is given out a node at a time, in turns: each
-    kind of job gets the next node of the site that is best for it and has one. Where there are
-    not enough nodes for all kinds, the kind with the most gives one up.
+    kind of job takes slots that are spare, also larger ones, and else the next node of the site
+    that is best for it and has one. For jobs that no node can run the kind with the most gives
+    one up.
     """
-    choices = {asked: kinds(asked, sites, loads) for asked in waiting}
+    own = {asked: kinds(asked, sites, loads) for asked in waiting}
     share = _Share(busy, room)
     left = {asked: count for asked, count in waiting.items() if count > 0}
     while left:
         for asked in list(left):
-            left[asked] -= share.take(choices[asked], left[asked])
-            if left[asked] <= 0 or not share.open_to(choices[asked]):
+            taken = share.take(asked, own[asked], left[asked])
+            left[asked] -= taken
+            if not taken or not left[asked]:
                 del left[asked]
     for asked in waiting:
-        share.make_room(choices[asked])
+        share.make_room(asked, own[asked])
     return share.nodes
 
 
@@ -71,31 +73,39 @@ class _Share:
         for kind, number in self.nodes.items():
             self._room[kind.site] = self._room.get(kind.site, 0) - number
 
-    def _has(self, kind: Kind) -> bool:
-        return self._spare.get(kind, 0) > 0 or self._room.get(kind.site, 0) > 0
+    def _usable(self, asked: Resources, own: Sequence[Kind]) -> list[Kind]:
+        """Return kinds that have nodes and can run such jobs; those made for them first."""
+        sites = {kind.site for kind in own}
+        others = [
+            kind
+            for kind in self.nodes
+            if kind not in own and kind.site in sites and serves(kind.slot, asked)
+        ]
+        return [kind for kind in (*own, *others) if self.nodes.get(kind)]
 
-    def open_to(self, wanted: list[Kind]) -> bool:
-        """Whether there is a slot of one of these kinds, or a node for it."""
-        return any(map(self._has, wanted))
-
-    def take(self, wanted: list[Kind], jobs: int) -> int:
-        """Take slots of a node of the best kind that has one; return how many."""
-        kind = next(filter(self._has, wanted), None)
+    def take(self, asked: Resources, own: Sequence[Kind], jobs: int) -> int:
+        """Take slots of one kind: those that are spare, or those of a new node; say how many."""
+        spare = (kind for kind in self._usable(asked, own) if self._spare[kind] > 0)
+        kind = next(spare, None) or self._new_node(own)
         if kind is None:
             return 0
-        if self._spare.get(kind, 0) <= 0:
-            self.nodes[kind] = self.nodes.get(kind, 0) + 1
-            self._spare[kind] = kind.slot.count
-            self._room[kind.site] -= 1
         taken = min(self._spare[kind], jobs)
         self._spare[kind] -= taken
         return taken
 
-    def make_room(self, wanted: list[Kind]) -> None:
-        """Take a node from the kind that has the most, for jobs that have none at all."""
-        if any(self.nodes.get(kind) for kind in wanted):
+    def _new_node(self, own: Sequence[Kind]) -> Kind | None:
+        kind = next((kind for kind in own if self._room.get(kind.site, 0) > 0), None)
+        if kind is not None:
+            self.nodes[kind] = self.nodes.get(kind, 0) + 1
+            self._spare[kind] = self._spare.get(kind, 0) + kind.slot.count
+            self._room[kind.site] -= 1
+        return kind
+
+    def make_room(self, asked: Resources, own: Sequence[Kind]) -> None:
+        """Take a node from the kind that has the most, for jobs that no node can run."""
+        if self._usable(asked, own):
             return
-        for kind in wanted:
+        for kind in own:
             others = [other for other, n in self.nodes.items() if other.site == kind.site and n > 1]
             if others:
                 self.nodes[max(others, key=self.nodes.__getitem__)] -= 1

@@ -134,6 +134,8 @@ class Sender:
 
     def _choose(self) -> Choice | None:
         """Return what is to go next: the first by priority for which a site has room."""
+        if all(self._account.free(place) < 1 for place in self._account.places.values()):
+            return None
         waiting: dict[tuple[Resources, frozenset[str]], list[Bundle]] = defaultdict(list)
         for bundle in self._account.ready:
             waiting[bundle.spec.resources, frozenset(bundle.refused)].append(bundle)

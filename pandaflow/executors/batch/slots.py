@@ -101,3 +101,9 @@ def needs(resources: Resources) -> dict[str, float]:
         **({"gpus": resources.gpus} if resources.gpus else {PLAIN: 1}),
     }
     return {name: float(amount) for name, amount in asked.items() if amount}
+
+
+def serves(slot: Slot, resources: Resources) -> bool:
+    """Tell whether such a job can run in a slot, if there is time."""
+    there = offers(slot, _ENOUGH)
+    return all(amount <= there.get(name, 0.0) for name, amount in needs(resources).items())
