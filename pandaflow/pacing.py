@@ -12,8 +12,7 @@ from pandaflow.core.events import SlotsChanged
 class _Told:
     """What was last passed on about an executor, and when its reason last changed."""
 
-    slots: int
-    reason: str
+    event: SlotsChanged
     changed: float
 
 
@@ -40,15 +39,15 @@ class Reasons:
         with self._lock:
             self._held.pop(event.executor, None)  # the newest wins
             told = self._told.get(event.executor)
-            if told is None or event.reason == told.reason:
-                known = told is not None and told.slots == event.slots
-                return None if known else self._pass(event)
-            if event.at - told.changed >= self._every:
+            if told is None:
                 return self._pass(event)
-            self._held[event.executor] = event
-            if event.slots == told.slots:
-                return None
-            return self._pass(replace(event, reason=told.reason))
+            now = replace(event, reason=told.event.reason)
+            if event.reason != now.reason:
+                if event.at - told.changed >= self._every:
+                    return self._pass(event)
+                self._held[event.executor] = event
+            same = now == replace(told.event, at=event.at)
+            return None if same else self._pass(now)
 
     def due(self, now: float) -> list[SlotsChanged]:
         """Return what was kept back and may be told at ``now``, seconds since the epoch."""
@@ -67,6 +66,6 @@ class Reasons:
             # An executor that begins with nothing to say may say something at once.
             changed = event.at if event.reason else float("-inf")
         else:
-            changed = told.changed if told.reason == event.reason else event.at
-        self._told[event.executor] = _Told(event.slots, event.reason, changed)
+            changed = told.changed if told.event.reason == event.reason else event.at
+        self._told[event.executor] = _Told(event, changed)
         return event

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
+from pandaflow.testing.globus.broker import RabbitMissing, RabbitMQ
 from pandaflow.testing.gridengine import GridEngine, GridEngineMissing
 from pandaflow.testing.postgres import PostgresMissing, PostgresServer
 from pandaflow.testing.slurm import Slurm, SlurmMissing
+
+if TYPE_CHECKING:
+    from pandaflow.testing.globus.local import Globus
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +61,33 @@ def gridengine(gridengine_session: GridEngine) -> Iterator[GridEngine]:
     """A Grid Engine of one host, up and free; tests may break it."""
     yield gridengine_session
     gridengine_session.reset()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    """A RabbitMQ of this test session's own."""
+    try:
+        broker = RabbitMQ()
+    except RabbitMissing as error:
+        pytest.skip(str(error))
+    with broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def globus_session(rabbitmq: RabbitMQ) -> Iterator[Globus]:
+    """A stand-in of Globus Compute with endpoints, of this test session's own."""
+    pytest.importorskip("globus_compute_sdk", reason="no Globus Compute SDK: extra 'globus'")
+    # Not for every session: the SDK starts a thread when it is imported.
+    from pandaflow.testing.globus.local import Globus
+
+    with Globus(rabbitmq) as cloud:
+        yield cloud
+
+
+@pytest.fixture
+def globus(globus_session: Globus) -> Iterator[Globus]:
+    """Globus Compute for the SDK of this process; tests may break it."""
+    with globus_session.here():
+        yield globus_session
+    globus_session.reset()

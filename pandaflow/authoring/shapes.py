@@ -263,7 +263,16 @@ def _trace_body(
             "result": result.dataset(trace),
         }
     finally:
+        if outer[0] is not None:
+            _keep_scatters(outer[0], trace.body)
         trace.body, trace.body_loops, trace.guards = outer
+
+
+def _keep_scatters(outer: dict[int, TaskSpec], inner: Mapping[int, TaskSpec]) -> None:
+    """Note in a loop's body what an inner body, which has a copy of it, scatters of its tasks."""
+    for number, spec in outer.items():
+        if inner[number].scatters:
+            outer[number] = replace(spec, scatters=True)
 
 
 def _check_state(name: str, first: Collection, result: Any) -> None:

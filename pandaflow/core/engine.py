@@ -95,8 +95,7 @@ class Engine(Steering):
             case ev.RunStarted():
                 self._run_started(event)
             case ev.SlotsChanged():
-                self._slots[event.executor] = event.slots
-                self._ahead[event.executor] = event.ahead
+                self._slots_changed(event)
             case ev.Ticked():
                 pass
             case _:
@@ -139,6 +138,7 @@ class Engine(Steering):
 
     def _slots_changed(self, event: ev.SlotsChanged) -> None:
         self._slots[event.executor] = event.slots
+        self._ahead[event.executor] = event.ahead
         if self._reasons.get(event.executor) != event.reason:
             self._reasons[event.executor] = event.reason
             self._out.append(cmd.ExecutorNoted(event.at, event.executor, event.slots, event.reason))

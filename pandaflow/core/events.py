@@ -21,7 +21,9 @@ class RunStarted:
 class SlotsChanged:
     """An executor can run so many one-core jobs at once (0: it is offline).
 
-    ``ahead``: seconds of work for each slot that it wants at hand, since a start costs it much.
+    ``reason`` says in one line why there are no more, or why jobs wait although there are; it is
+    empty if nothing holds them up. ``ahead``: seconds of work for each slot that it wants at
+    hand, since a start costs it much.
     """
 
     at: float

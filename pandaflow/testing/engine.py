@@ -339,9 +339,7 @@ class World:
         """Resume the run."""
         self.tell(ev.ResumeRequested(self._tick()))
 
-    def retry(
-        self, task: int | None = None, *, restart: bool = False, **changes: Any
-    ) -> None:
+    def retry(self, task: int | None = None, *, restart: bool = False, **changes: Any) -> None:
         """Ask to try again, with changed options: fields of ``Resources`` or ``TaskSpec``."""
         at = self._tick()
         self.tell(ev.RetryRequested(at=at, task=task, restart=restart, changes=changes))

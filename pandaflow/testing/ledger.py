@@ -94,8 +94,6 @@ class Ledger:
     tasks : dict of int to TaskRow
     records : list of Record
         All so far.
-    notes : dict of str to ExecutorNoted
-        The newest of each executor.
     """
 
     def __init__(self, spec: WorkflowSpec) -> None:
@@ -106,7 +104,6 @@ class Ledger:
         self._bundles: dict[int, BundleState] = {}
         self._dropped: set[int] = set()
         self._streams = {s.id: (s.n, False) for s in spec.sources if s.kind == "stream"}
-        self.notes: dict[str, cmd.ExecutorNoted] = {}
         self._revive = False
 
     def take(self, records: Iterable[cmd.Record], *, revive: bool = False) -> None:
@@ -195,9 +192,7 @@ class Ledger:
 
     @_keep.register
     def _(self, record: cmd.ExecutorNoted) -> None:
-        last = self.notes.get(record.executor)
-        assert last is None or last.reason != record.reason, f"said before: {record}"
-        self.notes[record.executor] = record
+        """It changes nothing."""
 
     @_keep.register
     def _(self, record: cmd.BundleSited) -> None:

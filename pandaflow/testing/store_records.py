@@ -152,6 +152,25 @@ class RecordTests(StoreFixtures):
             with pytest.raises(StoreError, match=f"bundle {bundle} is not live"):
                 driver.commit([cmd.BundleSited(T0 + 4, bundle, 0, range(10), 1, "long")])
 
+    def test_notes_are_events_and_nothing_else(
+        self, store: StateStore, run: str, driver: RunDriver
+    ) -> None:
+        before = store.reader().run(run)
+        request = store.request(run, "retry", {"by": "me"})
+        driver.commit([cmd.ExecutorNoted(T0 + 1, "slurm", 4, "2 pilot(s) wait")])
+        refused = cmd.RequestRefused(T0 + 2, request, "retry", "no such option", "me")
+        driver.commit([refused, cmd.ExecutorNoted(T0 + 3, "slurm", 4, "")], [request])
+        told = store.reader().events(run)[-3:]
+        assert [(event["at"], event["kind"], event["reason"]) for event in told] == [
+            (T0 + 1, "executor_noted", "2 pilot(s) wait"),
+            (T0 + 2, "request_refused", "no such option"),
+            (T0 + 3, "executor_noted", ""),
+        ]
+        assert told[0]["detail"] == told[2]["detail"] == {"executor": "slurm", "slots": 4}
+        assert told[1]["detail"] == {"request": request, "kind": "retry", "by": "me"}
+        assert store.reader().run(run) == before
+        assert not driver.renew()
+
     def test_start_report_may_be_missed(
         self, store: StateStore, run: str, driver: RunDriver
     ) -> None:

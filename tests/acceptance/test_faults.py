@@ -99,6 +99,43 @@ def flaky_only(n):
     return flaky(pf.items(range(n)))
 
 
+@pf.task(walltime=1.5)
+def first_hangs(x):
+    time.sleep(10_000 if x == 0 else 0.25)  # one that no exception interrupts
+    return x
+
+
+@pf.task
+def brief(x):
+    time.sleep(0.25)
+    return x
+
+
+@pf.workflow
+def hangs_once(n):
+    return first_hangs(pf.items(range(n)))
+
+
+@pf.workflow
+def brief_only(n):
+    return brief(pf.items(range(n)))
+
+
+def test_a_worker_that_is_about_to_end_gets_no_other_job(store: str) -> None:
+    """It ends a moment after it has reported a job that nothing stops; of later runs too."""
+    executor = pf.executors.Local(workers=1)
+    try:
+        hung = hangs_once(3).run(executor=executor, store=store)
+        after = brief_only(2).run(executor=executor, store=store)
+    finally:
+        executor.close()
+    assert [(row["index"], row["attempt"]) for row in hung.jobs(status="failed")] == [(0, 1)]
+    assert after.status == "done"
+    for run in (hung, after):
+        assert {row["attempt"] for row in run.jobs()} == {1}
+        assert not [e["reason"] for e in run.events() if "worker died" in e["reason"]]
+
+
 @pf.task
 def fails_on_odd(x):
     if x % 2:

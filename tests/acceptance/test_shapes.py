@@ -183,6 +183,28 @@ def test_loop_in_a_loop(store: str) -> None:
     assert nested_loops().run(executor="sync", store=store).result() == 22
 
 
+@pf.task
+def neighbours(x):
+    return [x, x + 1]
+
+
+@pf.workflow
+def scattered_in_an_inner_loop():
+    """The inner body flattens what the outer body made."""
+
+    def outer(x):
+        made = neighbours(x)
+        return pf.loop(lambda _: total(inc(pf.scatter(made))), x, max_iterations=2)
+
+    return pf.loop(outer, 1, max_iterations=2)
+
+
+def test_an_inner_loop_flattens_what_an_outer_one_made(store: str) -> None:
+    # 1 -> [1, 2] -> 2 + 3 = 5 -> [5, 6] -> 6 + 7 = 13
+    run = scattered_in_an_inner_loop().run(executor="sync", store=store)
+    assert run.result() == 13
+
+
 @pf.workflow
 def many_points():
     return total(pf.loop(inc, pf.items([1, 2, 3]), max_iterations=2))

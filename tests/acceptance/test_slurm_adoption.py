@@ -16,7 +16,7 @@ import pytest
 import pandaflow as pf
 from pandaflow.store.sql import open_store
 from pandaflow.testing.slurm import Slurm
-from tests.acceptance.test_slurm_batch import settings_of, wait_for
+from tests.acceptance.test_slurm_batch import wait_for
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -120,7 +120,7 @@ def test_nothing_runs_twice_when_the_driver_is_killed_at_some_moment(drivers: Dr
 
 
 def test_what_runs_goes_on_under_the_next_driver(drivers: Drivers) -> None:
-    run = drivers.killed(lambda: len(drivers.lines("begun")) == 16, 0, 20, 4.0)
+    run = drivers.killed(lambda: len(drivers.lines("begun")) == 16, 0, 20, 3.0)
     held = set(left(drivers.slurm))
     second = drivers.start(run, 0, 0, 0.0)
     try:
@@ -131,7 +131,7 @@ def test_what_runs_goes_on_under_the_next_driver(drivers: Drivers) -> None:
         second.kill()
         second.wait()
     assert told.split()[-1] == "done"
-    assert len(held) == 16
+    assert len(held) == 16, "one batch job for each"
     assert Counter(drivers.lines("begun")) == Counter(range(-20, 0))
     attempts = [
         attempt

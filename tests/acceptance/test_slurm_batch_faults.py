@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import pandaflow as pf
+from pandaflow.core.errors import SiteError
 from pandaflow.core.events import BundleEnded
 from pandaflow.executors.batch import leftovers, sender
 from pandaflow.executors.batch.jobs import BatchJobs
@@ -95,9 +96,9 @@ def test_a_node_without_its_daemon_may_run_a_job_twice_and_one_counts(site: Site
 
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[Slurm]:
-    """A Slurm with arrays of at most three elements, and six jobs in all."""
+    """A Slurm with arrays of at most three elements, and sixteen jobs in all."""
     try:
-        cluster = Slurm(nodes=1, cpus=8, extra="MaxArraySize=4\nMaxJobCount=6\nMinJobAge=2")
+        cluster = Slurm(nodes=1, cpus=8, extra="MaxArraySize=4\nMaxJobCount=16\nMinJobAge=2")
     except SlurmMissing as error:
         pytest.skip(str(error))
     with cluster:
@@ -106,20 +107,21 @@ def narrow() -> Iterator[Slurm]:
 
 def test_arrays_are_cut_to_what_the_site_takes(narrow: Slurm, tmp_path: Path) -> None:
     place = Site(narrow, tmp_path)
-    run = place.submit(many(12, str(tmp_path), 0.3), cores=4, max_nodes=1)
+    run = place.submit(many(9, str(tmp_path), 0.2), cores=4, max_nodes=1)
     assert run.wait(120) == "done"
-    assert sorted(place.begun()) == list(range(12))
+    assert sorted(place.begun()) == list(range(9))
     assert place.live() == []
 
 
+@pytest.mark.slow  # sbatch itself waits for 20 s before it refuses
 def test_room_that_others_take_is_waited_for(narrow: Slurm, tmp_path: Path) -> None:
-    others = [narrow.submit("sleep 60") for _ in range(5)]
+    others = [narrow.submit("sleep 60") for _ in range(15)]
     place = Site(narrow, tmp_path)
-    run = place.submit(many(8, str(tmp_path), 0.2), cores=4, max_nodes=1)
-    time.sleep(3.0)
+    run = place.submit(many(4, str(tmp_path), 0.2), cores=4, max_nodes=1)
+    time.sleep(1.0)  # so that it is refused
     narrow.run(["scancel", *others])
     assert run.wait(150) == "done"
-    assert sorted(place.begun()) == list(range(8))
+    assert sorted(place.begun()) == list(range(4))
     assert place.live() == []
 
 
@@ -137,7 +139,7 @@ def test_a_site_that_never_has_room_is_given_up(
     monkeypatch.setenv("PATH", env["PATH"])
     run = site.submit(many(2, str(site.folder), 0.0), commands_env=env)
     assert run.wait(60) == "failed"
-    with pytest.raises(pf.RunFailed, match="no room for 1.5 s: .*QOSMaxSubmitJobPerUserLimit"):
+    with pytest.raises(pf.RunFailed, match=r"no room for 1.5 s: .*QOSMaxSubmitJobPerUserLimit"):
         run.result()
     assert site.begun() == []
 
@@ -181,7 +183,7 @@ def test_a_session_that_wakes_up_too_late_touches_nothing(slurm: Slurm, tmp_path
         assert isinstance(second.session, BatchJobs)
         assert second.session.adopt([1, 3]) == {1}
         second.started(1)
-        with suppress(pf.errors.SiteError):  # it may have noticed already
+        with suppress(SiteError):  # it may have noticed already
             first.submit(first.bundle(4, payloads.touch, [str(tmp_path / "late")]))
         first.session.cancel([1])
         first.session.close(kill=True)

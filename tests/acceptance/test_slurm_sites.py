@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import shutil
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -28,12 +31,6 @@ def naps(n: int, seconds: float) -> Any:
     return nap(pf.items(range(n)), seconds)
 
 
-class Ranked(pf.executors.Slurm):
-    """Takes jobs that start ranks of their own."""
-
-    multi_node = True
-
-
 class Partitions:
     """A Slurm with the sites ``wide`` (two nodes) and ``tight`` (two cores, little memory)."""
 
@@ -43,7 +40,7 @@ class Partitions:
 
     def run(self, flow: Any, *sites: pf.Site, **settings: Any) -> pf.Run:
         given = {**settings_of(self.slurm.env["SLURM_CONF"]), "memory": "1600 MB", **settings}
-        executor = Ranked(**given, sites=sites)
+        executor = pf.executors.Slurm(**given, sites=sites)
         return flow.submit(executor=executor, store=self.store)
 
     def records(self, run: pf.Run) -> list[dict[str, Any]]:
@@ -108,8 +105,22 @@ def test_jobs_that_all_sites_refuse_fail_with_what_each_said(partitions: Partiti
     sites = [pf.Site("one", queue="nowhere"), pf.Site("two", queue="elsewhere")]
     run = partitions.run(naps(2, 0.0), *sites)
     assert run.wait(90) == "failed"
-    with pytest.raises(pf.RunFailed, match="nowhere.*elsewhere|elsewhere.*nowhere"):
+    with pytest.raises(pf.RunFailed, match=r"nowhere.*elsewhere|elsewhere.*nowhere"):
         run.result()
+
+
+def test_two_executors_of_one_run_keep_out_of_each_other_s_way(partitions: Partitions) -> None:
+    @pf.workflow
+    def flow() -> Any:
+        first = nap.options(name="first", executor="one")(pf.items(range(6)), 0.1)
+        return nap.options(name="second", executor="two")(first, 0.1)
+
+    conf = settings_of(partitions.slurm.env["SLURM_CONF"])
+    executors = {"one": pf.executors.Slurm("main", **conf), "two": pf.executors.Slurm(**conf)}
+    run = flow().submit(executors=executors, store=partitions.store)
+    assert run.wait(60) == "done"
+    assert run.result() == list(range(6))
+    assert used(partitions.slurm) == Counter()
 
 
 # --- several nodes ----------------------------------------------------------------------
@@ -133,4 +144,46 @@ def test_a_job_of_several_nodes_starts_its_ranks_on_all_of_them(partitions: Part
         *ranks, last = printed.splitlines()
         assert sorted(ranks) == ["0 0 4", "0 1 4", "1 2 4", "1 3 4"]
         assert last == f"2 2 2 : {number}"
+    assert used(partitions.slurm) == Counter()
+
+
+PROGRAM = """
+import ctypes
+mpi = ctypes.CDLL("libmpich.so.12")
+WORLD, INT, SUM = 0x44000000, 0x4C000405, 0x58000003  # of MPICH's ABI
+mpi.MPI_Init(None, None)
+rank, size, total = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+mpi.MPI_Comm_rank(WORLD, ctypes.byref(rank))
+mpi.MPI_Comm_size(WORLD, ctypes.byref(size))
+mpi.MPI_Allreduce(ctypes.byref(rank), ctypes.byref(total), 1, INT, SUM, WORLD)
+if rank.value == 0:
+    print(size.value, "ranks, sum", total.value)
+mpi.MPI_Finalize()
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> str:
+    """The command of an MPI program that adds up the numbers of its ranks."""
+    try:
+        ctypes.CDLL("libmpich.so.12")
+    except OSError:
+        pytest.skip("MPICH is not here")
+    if shutil.which("mpiexec.hydra") is None:
+        pytest.skip("MPICH's mpiexec is not here")
+    (tmp_path / "sum.py").write_text(PROGRAM)
+    return f"{sys.executable} {tmp_path}/sum.py"
+
+
+@pytest.mark.slow
+def test_an_mpi_program_runs_over_two_nodes(partitions: Partitions, program: str) -> None:
+    ranks = pf.command(f"mpiexec.hydra -n 4 {program} && : %{{number}}", name="mpi")
+
+    @pf.workflow
+    def flow() -> Any:
+        return ranks.options(nodes=2, ranks_per_node=2, walltime=120)(number=pf.items([1, 2]))
+
+    run = partitions.run(flow(), WIDE)
+    assert run.wait(120) == "done"
+    assert run.result() == ["4 ranks, sum 6"] * 2
     assert used(partitions.slurm) == Counter()

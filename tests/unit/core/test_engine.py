@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -488,6 +489,7 @@ def test_a_long_chain_of_blocked_jobs_is_closed() -> None:
     assert world.engine.status == "failed"
     assert world.states(name).count("closed") == 799
 
+
 def notes(commands: list[cmd.Command]) -> list[tuple[str, int, str]]:
     found = [command for command in commands if isinstance(command, cmd.ExecutorNoted)]
     return [(note.executor, note.slots, note.reason) for note in found]
@@ -508,7 +510,6 @@ def test_a_new_driver_tells_what_holds_for_its_executors() -> None:
     """Its predecessor's last word must not stand for ever."""
     world = World.of(one_task, 4)
     world.tell(ev.SlotsChanged(world.at, "local", 0, "the queue is closed"))
-    world.ledger.notes.clear()
     world.restart()
     assert notes(world.tell(ev.SlotsChanged(world.at, "local", 2))) == [("local", 2, "")]
     assert notes(world.tell(ev.SlotsChanged(world.at, "local", 3))) == []

@@ -152,7 +152,9 @@ def test_what_is_there_already_is_refused_and_nothing_changes():
     world.grow(chain, 1)
     before, told = snapshot(world), len(world.ledger.records)
     world.grow(chain, 2)
-    assert world.engine.refused == ["a fragment cannot join the run: it has 'a/inc' already"]
+    assert [reason for _, reason in world.engine.refused] == [
+        "a fragment cannot join the run: it has 'a/inc' already"
+    ]
     assert (snapshot(world), len(world.ledger.records)) == (before, told)
     world.play()
     assert world.values("a/total") == [10]
@@ -167,7 +169,7 @@ def test_nothing_joins_a_run_that_is_over(when: str):
     world.cancel()
     before = snapshot(world)
     world.grow(chain, 1, prefix="late/")
-    assert "nothing can join the run" in world.engine.refused[0]
+    assert "nothing can join the run" in world.engine.refused[0][1]
     assert snapshot(world) == before
     world.play()
     assert world.engine.status == "aborted"
@@ -195,7 +197,7 @@ def test_references_to_what_is_not_there_are_refused(dataset: Dataset):
     good = TaskSpec(id=-1, name="x/good", token="t", payload="p", single=True, n_static=1)
     bad = replace(good, id=-2, name="x/bad", inputs=(Input(dataset, "single"),), n_static=None)
     world.join(Fragment(tasks=(good, bad)))
-    assert "'x/bad' cannot join the run" in world.engine.refused[0]
+    assert "'x/bad' cannot join the run" in world.engine.refused[0][1]
     assert snapshot(world) == before
 
 

@@ -115,6 +115,34 @@ def test_more_tasks_than_lines_show_those_in_motion():
     assert "more" in lines[-1]
 
 
+WAITING = [
+    {"name": "default", "slots": 0, "reason": "the Dask cluster has no workers"},
+    {"name": "hpc", "slots": 4, "reason": ""},
+    {"name": "slurm", "slots": 2, "reason": "2 pilot(s) wait in the queue (Resources)"},
+]
+
+
+def test_why_jobs_wait_stands_below_the_table_while_they_do():
+    view = fed((0, 10), executors=WAITING)
+    lines = rendered(view).splitlines()
+    assert lines[-2:] == [
+        "  the Dask cluster has no workers",
+        "  slurm: 2 pilot(s) wait in the queue (Resources)",
+    ]
+    assert "  slurm: 2 pilot(s) wa" in rendered(view, width=30)
+    assert max(map(len, rendered(view, width=30).splitlines())) <= 30
+    assert "the Dask cluster has no workers" in view.html()
+    ended = fed((0, 10), executors=WAITING, status="done")
+    for text in (rendered(ended), ended.html()):
+        assert "wait" not in text
+
+
+def test_notes_take_their_lines_from_the_table():
+    tasks = [{"name": f"t{k}", "status": "ready", "n": 1, "jobs": {}} for k in range(40)]
+    view = fed((0, 10), executors=WAITING, tasks=tasks)
+    assert len(rendered(view, height=20).splitlines()) < 20
+
+
 def test_internal_tasks_show_only_when_they_fail():
     run = snapshot()
     run["tasks"].append({"name": "gate", "status": "running", "n": 1, "jobs": {}, "internal": True})
