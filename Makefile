@@ -66,6 +66,10 @@ system:
 	$(call packages,Grid Engine,\
 	  ls /usr/lib/gridengine/sge_qmaster /usr/lib/gridengine/sge_execd /usr/bin/qconf >/dev/null 2>&1,\
 	  gridengine-master gridengine-exec gridengine-client,tests on a real Grid Engine)
+	$(call packages,RabbitMQ,\
+	  ls /usr/lib/rabbitmq/bin/rabbitmq-server >/dev/null 2>&1 || command -v rabbitmq-server >/dev/null,\
+	  rabbitmq-server,tests on Globus Compute)
+	$(call packages,bubblewrap,command -v bwrap >/dev/null,bubblewrap,tests of pilots in containers)
 	@if [ "$$(id -u)" != 0 ]; then echo "not root: tests on a real Slurm or Grid Engine will be skipped"; fi
 
 # --- goals ---------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ _TICK = 0.1
 
 _Channel: TypeAlias = pika.adapters.blocking_connection.BlockingChannel
 #: What pika raises where the broker is away: its own errors, or the socket's.
-_AWAY = (pika.exceptions.AMQPError, OSError)
+AWAY = (pika.exceptions.AMQPError, OSError)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Bus:
         with self._lock:
             try:
                 act(self._connected())
-            except _AWAY:
+            except AWAY:
                 self._disconnect()
                 act(self._connected())
 
@@ -113,14 +113,14 @@ class Bus:
     def _disconnect(self) -> None:
         channel, self._channel = self._channel, None
         if channel is not None:
-            with contextlib.suppress(*_AWAY):
+            with contextlib.suppress(*AWAY):
                 channel.connection.close()
 
     def _consume_for_ever(self) -> None:
         while not self._closing.is_set():
             try:
                 self._consume()
-            except _AWAY:
+            except AWAY:
                 time.sleep(_TICK)
 
     def _consume(self) -> None:

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pandaflow.testing.globus import tokens, wire
+from pandaflow.testing.globus.bus import AWAY
 from pandaflow.testing.globus.cloud import Cloud, EndpointRecord, TaskRecord
 from pandaflow.testing.globus.faults import Faults, LoggedRequest, RequestLog
 from pandaflow.testing.globus.http import Answer, Call, JsonServer, Refused, Route
@@ -174,8 +175,10 @@ class GlobusService:
             return Answer(200, route.act(*ids, call))
         except Refused as error:
             return _refusal(error)
-        except Exception as error:  # noqa: BLE001  # a server answers, whatever goes wrong
-            return _refusal(Refused(500, "INTERNAL_ERROR", repr(error)))
+        except AWAY as error:
+            return _refusal(Refused(503, "SERVICE_UNAVAILABLE", f"no broker: {error!r}"))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            return _refusal(Refused(400, "REQUEST_MALFORMED", repr(error)))
 
     def _note(self, route: Route, call: Call, answer: Answer) -> None:
         agent = call.headers.get("User-Agent", "")
