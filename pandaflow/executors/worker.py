@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn
 
 from pandaflow.executors.node import OWN_WORKER, begin_leaving
@@ -65,12 +66,6 @@ def _until_input_closes() -> None:
         pass
 
 
-def _until_parent_dies() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-
-
 async def _serve(options: Options) -> None:
     import dask
     from distributed import Worker
@@ -102,7 +97,7 @@ def _security(folder: str | None) -> Any:
     return load(folder)
 
 
-def run(options: Options, until: Callable[[], None]) -> NoReturn:
+def run(options: Options, until: Callable[[], object]) -> NoReturn:
     """Be a worker until its scheduler ends, or ``until`` returns."""
     os.environ[OWN_WORKER] = "1"
     if hasattr(os, "nice"):
@@ -112,39 +107,39 @@ def run(options: Options, until: Callable[[], None]) -> NoReturn:
     os._exit(0)  # payload threads that cannot be stopped must not keep the process
 
 
-def _end_after(until: Callable[[], None]) -> NoReturn:
+def _end_after(until: Callable[[], object]) -> NoReturn:
     until()
     os._exit(0)
 
 
-def preload() -> None:
-    """Import what a worker needs, so that processes forked from this one need not."""
-    import dask
-    import distributed
+class Nursery:
+    """Makes workers that are copies of this process, which must have no threads.
 
-    import pandaflow.executors.payload
-
-    del dask, distributed, pandaflow
-
-
-def fork(options: Options, env: Mapping[str, str]) -> multiprocessing.process.BaseProcess:
-    """Start a worker as a copy of this process, which must have no threads.
-
-    Notes
-    -----
     Importing takes most of a second of CPU, and on an HPC thousands of accesses to a file system
     that all nodes share: once for a node instead of once for each of its cores.
     """
-    process = multiprocessing.get_context("fork").Process(target=_forked, args=(options, env))
-    process.start()
-    return process
 
+    def __init__(self) -> None:
+        import dask
+        import distributed
 
-def _forked(options: Options, env: Mapping[str, str]) -> NoReturn:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
-    os.environ.update(env)
-    run(options, _until_parent_dies)
+        import pandaflow.executors.payload
+
+        del dask, distributed, pandaflow  # imported for those that are forked
+        self._here, self._there = os.pipe()
+
+    def fork(self, options: Options, env: Mapping[str, str]) -> BaseProcess:
+        """Start a worker that ends when this process does."""
+        process = get_context("fork").Process(target=self._run, args=(options, env))
+        process.start()
+        return process
+
+    def _run(self, options: Options, env: Mapping[str, str]) -> NoReturn:
+        os.close(self._there)  # nobody but the parent may hold this end
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        os.environ.update(env)
+        run(options, lambda: os.read(self._here, 1))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -70,7 +70,11 @@ class Allocations:
         self._control = Control(settings.backend, settings.commands_env)
         self._name = plain_name(f"pf-{run_id}")
         self._places = settings.places()
-        self._sites = {name: place.site for name, place in self._places.items()}
+        # A pilot has less time for jobs than its batch job has: what could never begin is unfit.
+        self._sites = {
+            name: replace(place.site, walltime=place.longest)
+            for name, place in self._places.items()
+        }
         self._allowance = Allowance(settings.submit_rate)
         self._fleets: dict[Kind, Fleet] = {}
         self._kinds: dict[str, Kind] = {}
@@ -341,7 +345,7 @@ def pilot_body(place: BatchSettings, contact: Path, slot: Slot) -> str:
     """Return the line of the script that becomes the pilot."""
     words = [
         *(place.python, "-m", "pandaflow.executors.batch.pilot", str(contact)),
-        *("--slot", slot.dump(), "--margin", f"{min(place.margin, place.walltime / 4):g}"),
+        *("--slot", slot.dump(), "--margin", f"{place.last_call:g}"),
         *("--patience", f"{place.patience:g}"),
         *(("--scratch", place.scratch) if place.scratch else ()),
     ]

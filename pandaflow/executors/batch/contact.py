@@ -70,11 +70,11 @@ def read_contact(path: Path) -> Contact | None:
         It is something else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        said = path.read_bytes()
     except OSError:
         return None
     try:
-        return _parse(json.loads(text))
+        return _parse(json.loads(said.decode("utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is no contact of a driver: {error!r}") from error
 
@@ -104,7 +104,7 @@ def write_order(contact: Path, pilot: str, slot: Slot) -> None:
 
 def read_order(contact: Path, pilot: str) -> Slot | None:
     """Return how a pilot is to cut its node, if the driver has told it."""
-    with suppress(OSError, DataError):
+    with suppress(OSError, DataError, UnicodeDecodeError):
         return Slot.parse(contact.with_name(f"{pilot}.slot").read_text(encoding="utf-8"))
     return None
 
@@ -134,7 +134,7 @@ def own_addresses(url: str) -> tuple[str, ...]:
     Returns
     -------
     tuple of str
-        For a listener on all networks: the name of this machine and its addresses, loopback last.
+        For a listener on all networks: the addresses of this machine, loopback last.
     """
     scheme, _, place = url.rpartition("://")
     host, _, port = place.rpartition(":")

@@ -18,6 +18,8 @@ from pandaflow.executors.batch.model import BatchStatus
 _PATIENCE = 3
 #: Seconds that it is then left alone; doubled each time, up to the second number.
 _REST_S, _REST_MOST_S = 30.0, 600.0
+#: States of batch jobs that wait.
+_QUEUED = ("pending", "held")
 #: Seconds that a batch job may be unknown to its system before it counts as lost.
 _UNKNOWN_S = 30.0
 
@@ -169,6 +171,8 @@ class Fleet:
                 del self.pilots[one]
                 if not pilot.joined and not pilot.leaving:
                     self._fail(now)
+            elif status is not None and _was_taken_back(pilot, status):
+                self.pilots[one] = pilot = Pilot(one, now)
             if status is not None:
                 pilot.state, pilot.reason = status.state, status.reason
         return ended
@@ -252,7 +256,7 @@ class Fleet:
         if spare <= 0:
             return (), ()
         here = [pilot for pilot in self.pilots.values() if not pilot.leaving]
-        queued = [p for p in reversed(here) if not p.joined and p.state in ("pending", "held")]
+        queued = [p for p in reversed(here) if not p.joined and p.state in _QUEUED]
         cancel = [p for p in queued if now - p.submitted >= self._idle][:spare]
         rested = [p for p in here if p.idle_since is not None and now - p.idle_since >= self._idle]
         rested.sort(key=lambda p: p.idle_since or 0.0)
@@ -260,6 +264,11 @@ class Fleet:
         for pilot in (*cancel, *retire):
             pilot.leaving = True
         return tuple(p.id for p in cancel), tuple(p.id for p in retire)
+
+
+def _was_taken_back(pilot: Pilot, status: BatchStatus) -> bool:
+    """Tell whether a pilot that had begun waits in the queue again: it was requeued, evicted."""
+    return status.state in _QUEUED and pilot.state not in (*_QUEUED, "unknown")
 
 
 def _is_gone(pilot: Pilot, status: BatchStatus | None, now: float) -> bool:

@@ -85,6 +85,7 @@ class Pilot:
         self._id = os.environ.get("PANDAFLOW_BATCH_ID") or str(os.getpid())
         self._until, self._patience = until, patience
         self._stop_at = until - margin * (1.0 + stagger(self._id))
+        self._nursery = worker.Nursery()
         self._workers: dict[int, BaseProcess] = {}
         self._served: Contact | None = None
         self._address = ""
@@ -170,7 +171,7 @@ class Pilot:
         )
         env = devices(os.environ, number, self._slot.gpus)
         env |= {PILOT_UNTIL: repr(self._stop_at), TEMPORARY: "1"}
-        self._workers[number] = worker.fork(options, env)
+        self._workers[number] = self._nursery.fork(options, env)
 
     def _mend(self) -> None:
         """Start workers again that a payload took along; not those that ended as they should."""
@@ -188,6 +189,9 @@ class Pilot:
         while time.time() < self._until - _LAST_S:
             self._workers = {n: p for n, p in self._workers.items() if p.exitcode is None}
             if not self._workers:
+                return
+            contact = self._read()
+            if contact is not None and contact.over:
                 return
             for process in self._workers.values():
                 os.kill(process.pid or 0, signal.SIGUSR1)
@@ -252,7 +256,6 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     until = options.until or time.time() + options.walltime
     limit_threads(options.slot.cores)
-    worker.preload()
     with tempfile.TemporaryDirectory(
         prefix="pandaflow-pilot-", dir=_root(options.scratch)
     ) as folder:

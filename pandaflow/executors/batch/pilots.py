@@ -22,6 +22,7 @@ from typing import Any
 
 import dask
 from distributed import Client, LocalCluster
+from distributed.diagnostics.plugin import SchedulerPlugin
 
 from pandaflow.core.errors import SiteError
 from pandaflow.core.events import (
@@ -49,6 +50,8 @@ logger = logging.getLogger("pandaflow.executors")
 
 #: Seconds that a lost bundle waits for its batch system to say why.
 _VERDICT_S = 15.0
+#: Seconds in which the workers of one pilot die if all of them do.
+_SETTLE_S = 1.0
 #: Seconds between turns at least, when new work comes in.
 _PAUSE_S = 0.2
 #: Seconds of work that are worth a slot more.
@@ -79,11 +82,12 @@ class PilotSession(DaskSession):
         self._began: dict[int, float] = {}
         self._lost: list[tuple[float, BundleLost, str]] = []
         self._ended: dict[str, BatchStatus | None] = {}
-        self._pilot_of: dict[str, str] = {}
-        self._labels: dict[str, str] = {}
         self._told = (-1, "")
         self._over, self._stir = threading.Event(), threading.Event()
         self._cluster, self._secret = _start(settings)
+        self._arrivals = _Arrivals()
+        self._pilot_of, self._labels = self._arrivals.pilots, self._arrivals.labels
+        self._scheduler.add_plugin(self._arrivals)
         client = Client(self._cluster, set_as_default=False)
         super().__init__(client, run_id, results, self._hand_on, owns_client=True)
         self._allocations.adopt()
@@ -171,7 +175,7 @@ class PilotSession(DaskSession):
     def _tell_lost(self, lost: BundleLost, worker: str) -> None:
         """Wait with a verdict until the batch system has said what became of the pilot."""
         with self._lock:
-            self._lost.append((time.monotonic(), lost, self._pilot_of.get(worker, "")))
+            self._lost.append((time.monotonic(), lost, worker))
 
     # --- the account --------------------------------------------------------------------
 
@@ -179,7 +183,7 @@ class PilotSession(DaskSession):
         while not self._over.is_set():
             try:
                 self._turn()
-            except SiteError as error:
+            except (SiteError, OSError) as error:  # a full disk, a worker gone while it is told
                 logger.warning("%s: %s", self._run, error)
             self._over.wait(_PAUSE_S)
             self._stir.wait(self._settings.poll_seconds)
@@ -198,9 +202,8 @@ class PilotSession(DaskSession):
     def _see_workers(self) -> dict[str, Seen]:
         """Return what workers the pilots have."""
         found: dict[str, Seen] = {}
-        for address, worker in list(self._scheduler.workers.items()):
-            pilot, tag, self._labels[address] = _parts(str(worker.name))
-            self._pilot_of[address] = pilot
+        for worker in list(self._scheduler.workers.values()):
+            pilot, tag, _ = _parts(str(worker.name))
             kind = self._allocations.kind_of(pilot)
             if kind is None or kind.slot.tag != tag:
                 continue  # of a pilot that is being cut for other jobs
@@ -263,14 +266,19 @@ class PilotSession(DaskSession):
         with self._lock:
             waiting, self._lost = self._lost, []
         alive = {self._pilot_of.get(address) for address in list(self._scheduler.workers)}
-        for since, lost, pilot in waiting:
+        for since, lost, worker in waiting:
+            pilot = self._pilot_of.get(worker, "")
             status = self._ended.get(pilot) or self._allocations.status_of(pilot)
             over = status is not None and status.over
-            if over or pilot in alive or time.monotonic() - since > _VERDICT_S:
+            age = time.monotonic() - since
+            if worker in self._arrivals.replaced:
+                told = f"its pilot {pilot} was taken back into the queue"
+                self._hand_on(replace(lost, reason=told, charged=False))
+            elif over or (pilot in alive and age > _SETTLE_S) or age > _VERDICT_S:
                 self._hand_on(self._verdict(lost, pilot, status if over else None))
             else:
                 with self._lock:
-                    self._lost.append((since, lost, pilot))
+                    self._lost.append((since, lost, worker))
 
     def _verdict(
         self, lost: BundleLost, pilot: str, status: BatchStatus | None
@@ -280,10 +288,10 @@ class PilotSession(DaskSession):
         if status is None or kind is None:
             return lost
         time_is_up = status.state in ("timeout", "done")
-        limit = self._settings.places()[kind.site].walltime
-        ran = lost.at - self._began.get(lost.bundle, lost.at)
+        place = self._settings.places()[kind.site]
+        limit, ran = place.walltime, lost.at - self._began.get(lost.bundle, lost.at)
         size = self._asked.get(lost.bundle, (None, 1))[1]
-        if time_is_up and ran >= _WHOLE * (limit - self._settings.margin) and size == 1:
+        if time_is_up and ran >= _WHOLE * (limit - place.last_call) and size == 1:
             why = (
                 f"it ran for {ran:.0f} s and its pilot of {limit:g} s was over; give the task a "
                 "walltime, so that it goes where there is as much, or the executor a longer one"
@@ -302,6 +310,35 @@ class PilotSession(DaskSession):
             id=uuid.uuid4().hex, addresses=own_addresses(url), tls=self._secret, over=over
         )
         contact.write(self._contact)
+
+
+class _Arrivals(SchedulerPlugin):
+    """Keeps whose every worker was that ever came, by address: some die at once.
+
+    Attributes
+    ----------
+    pilots, labels : dict of str to str
+        Batch jobs, and what people call the workers.
+    replaced : set of str
+        Workers whose pilot has begun anew since: its batch job went back into the queue.
+    """
+
+    def __init__(self) -> None:
+        self.pilots: dict[str, str] = {}
+        self.labels: dict[str, str] = {}
+        self.replaced: set[str] = set()
+        self._names: dict[str, set[str]] = defaultdict(set)
+
+    def add_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
+        """Note a worker. A pilot gives no name twice, unless it counts from 1 again."""
+        name = str(scheduler.workers[worker].name)
+        pilot, _tag, label = _parts(name)
+        mine = name.partition("@")[0]
+        if mine in self._names[pilot]:
+            self.replaced.update(each for each, its in self.pilots.items() if its == pilot)
+            self._names[pilot].clear()
+        self._names[pilot].add(mine)
+        self.pilots[worker], self.labels[worker] = pilot, label
 
 
 def _parts(worker: str) -> tuple[str, str, str]:

@@ -49,17 +49,17 @@ def provision(
     that is best for it and has one. For jobs that no node can run the kind with the most gives
     one up.
     """
-    own = {asked: kinds(asked, sites, loads) for asked in waiting}
-    share = _Share(busy, room)
     left = {asked: count for asked, count in waiting.items() if count > 0}
+    own = {asked: kinds(asked, sites, loads) for asked in left}
+    share = _Share(busy, room)
     while left:
         for asked in list(left):
             taken = share.take(asked, own[asked], left[asked])
             left[asked] -= taken
             if not taken or not left[asked]:
                 del left[asked]
-    for asked in waiting:
-        share.make_room(asked, own[asked])
+    for asked, wanted in own.items():
+        share.make_room(asked, wanted)
     return share.nodes
 
 

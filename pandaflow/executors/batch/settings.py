@@ -14,6 +14,8 @@ from pandaflow.executors.batch.model import Backend, BatchRequest
 
 Mode = Literal["pilots", "batch"]
 _MODES = ("pilots", "batch")
+#: Seconds that a pilot may need until its workers take work: the prologue, imports.
+_BEGIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +150,16 @@ class BatchSettings:
             scratch=self.scratch,
             extra=self.extra,
         )
+
+    @property
+    def last_call(self) -> float:
+        """The margin (s) of a pilot: never more than a quarter of its walltime."""
+        return min(self.margin, self.walltime / 4)
+
+    @property
+    def longest(self) -> float:
+        """Walltime (s) of the longest job that every pilot can take when it begins."""
+        return self.walltime - 2 * self.last_call - min(_BEGIN_S, self.walltime / 10)
 
     @property
     def name(self) -> str:

@@ -74,7 +74,7 @@ def slot_of(resources: Resources, site: Site) -> Slot | None:
     return Slot(
         count=count,
         cores=max((site.cores or 1) // count, cores_on_node(resources)),
-        gpus=(site.gpus or 0) // count if resources.gpus else 0,
+        gpus=max((site.gpus or 0) // count, resources.gpus) if resources.gpus else 0,
         memory=(site.memory or 0) // count,
         disk=(site.disk or 0) // count,
     )
