@@ -87,6 +87,7 @@ def globus_session(rabbitmq: RabbitMQ) -> Iterator[Globus]:
             cloud.endpoint()
         except GlobusMissing as error:
             pytest.skip(str(error))
+        cloud.reset()
         yield cloud
 
 

@@ -69,7 +69,7 @@ PlugStackConfig={folder}/plugstack.conf
 """
 _NODE = (
     "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} Boards=1"
-    " SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory={memory}\n"
+    " SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory={memory}{more}\n"
 )
 _PARTITIONS = """\
 PartitionName=main Nodes={nodes} Default=YES MaxTime=1-0 DefaultTime=10 DefMemPerCPU=200 State=UP
@@ -77,6 +77,8 @@ PartitionName=short Nodes={nodes} MaxTime=1 DefaultTime=1 DefMemPerCPU=200 State
 PartitionName=small Nodes={first} MaxTime=5 DefaultTime=1 DefMemPerCPU=100 MaxMemPerNode=500 \
 MaxCPUsPerNode=2 State=UP
 """
+#: Devices that every machine has stand in for GPUs: Slurm looks at their names only.
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
 _CGROUP_CONFIGURATION = """\
 CgroupPlugin=cgroup/v1
 CgroupMountpoint=/sys/fs/cgroup
@@ -128,6 +130,8 @@ class Slurm(Cluster):
         takes too much memory ends as ``OUT_OF_MEMORY``. None: if they can be used.
     accounting
         Whether to keep a database of jobs, so that ``sacct`` works; it lags some seconds.
+    gpus
+        Of each node, at most 4: counted, handed out and told to jobs as real ones are.
     extra
         More lines for ``slurm.conf``.
 
@@ -156,16 +160,19 @@ class Slurm(Cluster):
         memory: int = 4000,
         cgroups: bool | None = None,
         accounting: bool = False,
+        gpus: int = 0,
         extra: str = "",
     ) -> None:
         if not 1 <= nodes <= 60:
             raise ValueError(f"1 to 60 nodes, not {nodes}")
+        if not 0 <= gpus <= len(_DEVICES):
+            raise ValueError(f"0 to {len(_DEVICES)} GPUs, not {gpus}")
         super().__init__()
         find_programs(accounting=accounting)
         self.accounting = accounting
         self.cgroups = cgroups_usable() if cgroups is None else cgroups
         self._size = (nodes, cpus, memory)
-        self._extra = extra
+        self._gpus, self._extra = gpus, extra
         self.nodes: tuple[str, ...] = ()
 
     # --- commands and jobs -----------------------------------------------------------------
@@ -297,14 +304,24 @@ class Slurm(Cluster):
         text = _CONFIGURATION.format(host=host, port=port + 1, folder=self.folder, **named)
         if not self.cgroups:
             text += "JobAcctGatherParams=OverMemoryKill\n"
+        text += "GresTypes=gpu\n" if self._gpus else ""
+        more = f" Gres=gpu:{self._gpus}" if self._gpus else ""
+        size = {"cpus": cpus, "memory": memory, "more": more}
         for number, name in enumerate(self.nodes, port + 2):
-            text += _NODE.format(name=name, host=host, port=number, cpus=cpus, memory=memory)
+            text += _NODE.format(name=name, host=host, port=number, **size)
         kept = _ACCOUNTING if self.accounting else _NO_ACCOUNTING
         text += kept.format(port=port + len(self.nodes) + 2, folder=self.folder)
         text += _PARTITIONS.format(nodes=",".join(self.nodes), first=self.nodes[0])
         groups = _CGROUP_CONFIGURATION if self.cgroups else ""
         (self.folder / "cgroup.conf").write_text(groups)
         (self.folder / "plugstack.conf").touch()
+        (self.folder / "gres.conf").write_text(
+            "".join(
+                f"NodeName={name} Name=gpu File={device}\n"
+                for name in self.nodes
+                for device in _DEVICES[: self._gpus]
+            )
+        )
         (self.folder / "slurm.conf").write_text(text + self._extra + "\n")
 
     def _start_munge(self) -> None:

@@ -31,7 +31,11 @@ SCRIPTS = (
 )
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 #: The graph and the timeline; six plots of studies.
-PICTURES = {"01_quickstart.ipynb": {"svg": 2, "png": 0}, "02_hpo.ipynb": {"svg": 0, "png": 6}}
+PICTURES = {
+    "01_quickstart.ipynb": {"svg": 2, "png": 0},
+    "02_hpo.ipynb": {"svg": 0, "png": 6},
+    "03_hpc.ipynb": {"svg": 2, "png": 0},
+}
 #: Seconds that a whole page may take: a safety net.
 PATIENCE = 100
 
@@ -176,6 +180,8 @@ def test_as_cells_of_a_notebook(page: str, folder: Path) -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook(path: Path, folder: Path) -> None:
     nbformat = pytest.importorskip("nbformat")
+    if path.name == "03_hpc.ipynb":
+        skip_without_slurm()
     if path.name == "02_hpo.ipynb":
         for package in ("optuna", "nevergrad", "sklearn", "matplotlib", "pandas"):
             pytest.importorskip(package)
@@ -183,6 +189,15 @@ def test_notebook(path: Path, folder: Path) -> None:
     nbformat.validate(notebook)
     execute(notebook, folder)
     assert drawn(notebook) == PICTURES[path.name]
+
+
+def skip_without_slurm() -> None:
+    from pandaflow.testing.slurm import Slurm, SlurmMissing
+
+    try:
+        Slurm().start().close()
+    except SlurmMissing as missing:
+        pytest.skip(str(missing))
 
 
 def drawn(notebook: object) -> dict[str, int]:

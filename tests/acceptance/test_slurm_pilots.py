@@ -20,6 +20,9 @@ from pandaflow.core.errors import RunFailed
 
 pytestmark = pytest.mark.timeout(180)
 
+#: Nodes import what is tested, and the tests, from where the tests do.
+ENV = {"PYTHONPATH": str(Path(__file__).parents[2])}
+
 
 @pf.task
 def double(x: int) -> int:
@@ -55,7 +58,7 @@ def many(n: int, folder: str, seconds: float) -> Any:
 def executor(slurm: Any, **settings: Any) -> Any:
     """Return an executor for tests: quick to look, quick to give back."""
     given = {"cores": 2, "max_nodes": 2, "walltime": 600, "poll_seconds": 0.4, "margin": 5.0}
-    given |= {"idle_seconds": 2.0, "patience": 12.0, "host": "127.0.0.1"}
+    given |= {"idle_seconds": 2.0, "patience": 12.0, "host": "127.0.0.1", "env": ENV}
     return pf.executors.Slurm(**{**given, "commands_env": slurm.env, **settings})
 
 
@@ -184,7 +187,7 @@ def test_a_job_that_cannot_end_in_time_waits_for_the_next_pilot(slurm: Any, tmp_
     @pf.workflow
     def two(folder: str) -> Any:
         first = counted.options(name="first")(pf.items(range(4)), folder, 1.0)
-        late = counted.options(name="late", walltime=12)(first, folder, 4.0)
+        late = counted.options(name="late", walltime=9)(first, folder, 4.0)
         return late
 
     run = two(str(tmp_path)).run(

@@ -125,9 +125,13 @@ class GlobusService:
         for record in (*self._cloud.endpoints.values(), *self._cloud.user_endpoints.values()):
             record.forced_offline = False
 
-    def online(self, endpoint: str) -> bool:
-        """Whether an endpoint, or user endpoint, sends heartbeats."""
-        return self._cloud.endpoint(endpoint).online
+    def online(self, endpoint: str, since: float = 0.0) -> bool:
+        """Whether an endpoint, or user endpoint, sends heartbeats; one after `since`.
+
+        `since` is a time of the monotonic clock.
+        """
+        record = self._cloud.endpoint(endpoint)
+        return record.online and record.last_report >= since
 
     def force_offline(self, endpoint: str, offline: bool = True) -> None:
         """Say of an endpoint that it is offline, whatever it does; or stop to say so."""
