@@ -271,6 +271,7 @@ class Run(Driving):
         task: str | None = None,
         restart: bool = False,
         executor: Any = None,
+        executors: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Run:
         """Run again what failed, was cancelled or closed.
@@ -281,8 +282,8 @@ class Run(Driving):
             Only this task and what depends on it.
         restart : bool
             Also jobs that finished: the task and all downstream of it run again.
-        executor : optional
-            Where to run, when the run has ended.
+        executor, executors : optional
+            Where to run, when nobody drives the run; as for ``wf.run``.
         **options
             Changed options of the task, without ``task`` of each that failed or was cancelled:
             what a job needs (``memory="4 GiB"``, ``cores=8``, ...) and ``retries``. What is not
@@ -302,7 +303,7 @@ class Run(Driving):
             self._thread.join()
         request = self._ask("retry", body)
         if not self._driven():
-            self._drive(pick_executors(executor), ended=ended)
+            self._drive(pick_executors(executor, executors), ended=ended)
         self._answer(request)
         return self
 

@@ -15,11 +15,13 @@ from click.core import ParameterSource
 
 from pandaflow.cli import loading, parameters
 from pandaflow.cli.options import (
-    executor_of,
+    executor_option,
     json_option,
+    places_of,
     quiet_option,
     store_of,
     store_option,
+    workers_option,
 )
 from pandaflow.cli.output import echo_json, echo_json_rows, echo_table
 from pandaflow.core.errors import WorkflowError
@@ -72,10 +74,8 @@ def hpo() -> None:
     help="A setting of the study, or an argument of the function that returns it or of the "
     "objective.",
 )
-@click.option(
-    "--executor", metavar="WHERE", help="As for 'pandaflow run': local, threads, dask:ADDRESS, ..."
-)
-@click.option("--workers", type=click.IntRange(1), metavar="N", help="For local and threads.")
+@executor_option
+@workers_option
 @store_option
 @json_option
 @quiet_option
@@ -98,10 +98,10 @@ def run(
 
     study, given = load_study(ctx, target, settings, options["store"])
     given |= {key: options[key] for key in ("n_trials", "parallel") if options[key] is not None}
-    executor = executor_of(ctx, options)
+    places = places_of(ctx, options)
     with Ears() as ears:
         try:
-            study.optimize(executor=executor, progress=not quiet, **given)
+            study.optimize(**places, progress=not quiet, **given)
             ears.check()
         except KeyboardInterrupt:
             _stopped(study, EXIT_INTERRUPTED)

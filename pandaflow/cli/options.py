@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pandaflow.core.errors import WorkflowError
-
 if TYPE_CHECKING:
     from pandaflow.client import Run
 
@@ -64,25 +62,9 @@ def places_of(ctx: click.Context, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     from pandaflow.cli.places import parse_places
 
-    given = options["executor"] or ()
-    made = parse_places((given,) if isinstance(given, str) else given, options["workers"])
+    made = parse_places(options["executor"], options["workers"])
     for executor in made.all():
         close = getattr(executor, "close", None)
         if close is not None:
             ctx.call_on_close(close)
     return {"executor": made.executor, "executors": made.executors}
-
-
-def executor_of(ctx: click.Context, options: Mapping[str, Any]) -> Any:
-    """Return the one executor that ``--executor`` and ``--workers`` name.
-
-    Raises
-    ------
-    WorkflowError
-        An executor for tasks that name one was given to a command that takes none.
-    """
-    made = places_of(ctx, options)
-    if made["executors"]:
-        name = next(iter(made["executors"]))
-        raise WorkflowError(f"--executor {name}=...: this command takes one without a name")
-    return made["executor"]

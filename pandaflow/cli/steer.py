@@ -8,13 +8,15 @@ import click
 
 from pandaflow.cli.options import (
     attach,
-    executor_of,
+    executor_option,
     json_option,
+    places_of,
     quiet_option,
     run_argument,
     store_of,
     store_option,
     task_option,
+    workers_option,
 )
 from pandaflow.cli.output import echo_json
 
@@ -69,8 +71,8 @@ def pause(ctx: click.Context, /, run_id: str, store: str | None, as_json: bool) 
 
 @click.command()
 @run_argument
-@click.option("--executor", metavar="WHERE", help="As for 'pandaflow run'.")
-@click.option("--workers", type=click.IntRange(1), metavar="N", help="As for 'pandaflow run'.")
+@executor_option
+@workers_option
 @store_option
 @json_option
 @quiet_option
@@ -84,13 +86,14 @@ def resume(ctx: click.Context, /, run_id: str, **options: Any) -> None:
     Examples:
       pandaflow resume last
       pandaflow resume 3f2a --workers 8
+      pandaflow resume 3f2a --executor local --executor hpc=slurm:main
     """
     from pandaflow import client
     from pandaflow.core.errors import RunLocked
 
     try:
         run = client.resume(
-            run_id, store=store_of(ctx, options["store"]), executor=executor_of(ctx, options)
+            run_id, store=store_of(ctx, options["store"]), **places_of(ctx, options)
         )
         run.resume()
         _follow(run, **options)
@@ -112,8 +115,8 @@ def resume(ctx: click.Context, /, run_id: str, **options: Any) -> None:
     "--ranks-per-node", type=click.IntRange(1), metavar="N", help="For the jobs tried again."
 )
 @click.option("--retries", type=click.IntRange(0), metavar="N", help="For the jobs tried again.")
-@click.option("--executor", metavar="WHERE", help="As for 'pandaflow run'.")
-@click.option("--workers", type=click.IntRange(1), metavar="N", help="As for 'pandaflow run'.")
+@executor_option
+@workers_option
 @store_option
 @json_option
 @quiet_option
@@ -132,7 +135,7 @@ def retry(
     names = ("memory", "walltime", "cores", "nodes", "ranks_per_node", "retries")
     changes = {name: options[name] for name in names if options[name] is not None}
     run = attach(ctx, run_id, options["store"])
-    run.retry(task=task, restart=restart, executor=executor_of(ctx, options), **changes)
+    run.retry(task=task, restart=restart, **places_of(ctx, options), **changes)
     if run._thread is not None:  # this process drives it
         _follow(run, **options)
     else:
