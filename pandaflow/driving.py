@@ -215,8 +215,8 @@ class Driving:
         except RunLocked:
             return  # somebody does after all, and will find the wish
 
-    def _grow(self, fragment: Fragment, blobs: Mapping[str, bytes]) -> None:
-        """Keep what a sub-workflow needs, then ask for it to join the run."""
+    def _grow(self, fragment: Fragment, blobs: Mapping[str, bytes]) -> int:
+        """Keep what a sub-workflow needs, then ask for it to join; return the request's number."""
         from pandaflow.store.spec import dump_fragment
 
         results = self._results()
@@ -224,7 +224,7 @@ class Driving:
             if name not in self._kept:  # named after its content: once is enough
                 results.put(name, data)
                 self._kept.add(name)
-        self._request("grow", {"fragment": dump_fragment(fragment)})
+        return self._post("grow", {"fragment": dump_fragment(fragment)})
 
     # --- the channel to running jobs -------------------------------------------------
 

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pandaflow.executors.batch.systems import LSF, PBS, SGE, HTCondor, Slurm
     from pandaflow.executors.dask import Dask
+    from pandaflow.executors.globus.executor import GlobusCompute
     from pandaflow.executors.local import Local
 
-__all__ = ["LSF", "PBS", "SGE", "Dask", "HTCondor", "Local", "Slurm"]
+__all__ = ["LSF", "PBS", "SGE", "Dask", "GlobusCompute", "HTCondor", "Local", "Slurm"]
 
 _BUILT_IN = {
     "Local": "pandaflow.executors.local",
     "Dask": "pandaflow.executors.dask",
+    "GlobusCompute": "pandaflow.executors.globus.executor",
     **dict.fromkeys(
         ("Slurm", "SGE", "PBS", "HTCondor", "LSF"), "pandaflow.executors.batch.systems"
     ),

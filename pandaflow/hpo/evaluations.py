@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast
 
+from pandaflow.authoring.fragments import trace_fragment
 from pandaflow.core import commands as cmd
 from pandaflow.core.errors import DataError, WorkflowError
 from pandaflow.core.model import SourceSpec
@@ -15,7 +16,7 @@ from pandaflow.hpo.book import Book
 from pandaflow.hpo.engine import Outcome
 from pandaflow.hpo.objective import Trial, ticket_of, wants_trial
 from pandaflow.hpo.searching import SearchPlan, evaluating, read_value
-from pandaflow.workflows import WorkflowFunction, grow
+from pandaflow.workflows import WorkflowFunction
 
 #: A trial's number, which repeat of it, the objective's arguments, a seed.
 Work = tuple[int, int, Mapping[str, Any], int]
@@ -198,6 +199,8 @@ class OwnTasks:
         #: By task id: the trial it belongs to, and whether it gives the trial's result.
         self._tasks: dict[int, tuple[int, int, bool]] = {}
         self._sent: set[tuple[int, int]] = set()
+        #: By the number of a request: the trial that it asked the run to take in.
+        self._requests: dict[int, tuple[int, int]] = {}
         self._causes: dict[tuple[int, int], str] = {}
         for task in run._store.state(run.id).tasks:
             self._note(task.id, task.spec.name)
@@ -219,7 +222,9 @@ class OwnTasks:
             if (number, repeat) not in self._sent:
                 self._sent.add((number, repeat))
                 call = self._call(number, repeat, arguments, seed)
-                grow(self._run, call, (), {}, self._prefix(number, repeat))
+                prefix = self._prefix(number, repeat)
+                fragment, blobs, _ = trace_fragment(call, (), {}, prefix)
+                self._requests[self._run._grow(fragment, blobs)] = (number, repeat)
 
     def _call(self, number: int, repeat: int, arguments: Mapping[str, Any], seed: int) -> Any:
         from pandaflow.authoring.tasks import Task
@@ -261,7 +266,10 @@ class OwnTasks:
                 yield number, _failed(number, repeat, row["reason"])
 
     def concerns(self, record: cmd.Record) -> bool:
-        """Tasks that joined, and ends of jobs of theirs."""
+        """Tasks that joined, ends of jobs of theirs, and requests that were refused."""
+        if isinstance(record, cmd.RequestRefused):
+            # Whose it is may not be known yet: it is answered while it is being sent.
+            return record.kind == "grow"
         if isinstance(record, cmd.TaskAdded):
             self._note(record.spec.id, record.spec.name)
             return False
@@ -275,11 +283,20 @@ class OwnTasks:
         for record in records:
             if not self.concerns(record):
                 continue
+            if isinstance(record, cmd.RequestRefused):
+                yield from self._refusal(record)
+                continue
             number, repeat, last = self._tasks[record.task]  # type: ignore[union-attr]
             if isinstance(record, cmd.JobsMoved) and record.failure is not None:
                 self._causes[number, repeat] = record.failure.message
             if last:
                 yield from self._outcome(record, number, repeat)
+
+    def _refusal(self, record: cmd.RequestRefused) -> Found:
+        """Fail a trial that the run does not take in; one that is there was only asked twice."""
+        ticket = self._requests.pop(record.request, None)
+        if ticket is not None and ticket not in {known[:2] for known in self._tasks.values()}:
+            yield ticket[0], _failed(*ticket, record.reason)
 
     def _outcome(self, record: Any, number: int, repeat: int) -> Found:
         if isinstance(record, cmd.BundleFinished) and len(record.finished):

@@ -66,6 +66,14 @@ def waiting(gate: str, n: int = 4):
     return total(patient(pf.items(range(n)), gate))
 
 @pf.workflow
+def afar(gate: str, n: int = 4):
+    return total(picky.options(executor="far")(pf.items(range(n)), gate))
+
+@pf.workflow
+def waiting_afar(gate: str, n: int = 4):
+    return total(patient.options(executor="far")(pf.items(range(n)), gate))
+
+@pf.workflow
 def broken():
     return undefined_name
 
@@ -266,6 +274,16 @@ def test_a_failed_run_is_told_looked_at_and_tried_again(folder: Path) -> None:
     assert [row["attempt"] for row in rows] == [1, 1, 2, 1]
 
 
+def test_a_retry_takes_executors_by_name(folder: Path) -> None:
+    gate = folder / "gate"
+    places = ("--executor", "sync", "--executor", "far=sync")
+    first = _call("run", "analysis.py:afar", "--gate", gate, *places, "--quiet")
+    assert first.exit_code == 1, first.output
+    gate.touch()
+    again = _call("retry", "last", *places, "--quiet")
+    assert (again.exit_code, again.stdout) == (0, "6\n"), again.output
+
+
 # --- look ---------------------------------------------------------------------------------
 
 
@@ -441,6 +459,17 @@ def test_a_stopped_driver_leaves_a_run_that_can_be_resumed(
         assert "Traceback" not in said
     (folder / "gate").touch()
     result = _call("resume", "last", "--executor", "threads", "--quiet")
+    assert (result.exit_code, result.stdout) == (0, "6\n"), result.output
+
+
+def test_a_run_whose_tasks_name_an_executor_is_resumed(started: Start, folder: Path) -> None:
+    places = ("--executor", "sync", "--executor", "far=threads")
+    process = started("run", "analysis.py:waiting_afar", "--gate", folder / "gate", *places)
+    _until_running(process)
+    process.kill()
+    process.communicate(timeout=60)
+    (folder / "gate").touch()
+    result = _call("resume", "last", *places, "--quiet")
     assert (result.exit_code, result.stdout) == (0, "6\n"), result.output
 
 

@@ -509,6 +509,28 @@ def test_a_step_that_fails_in_a_workflow_fails_its_trial_only(threads: Any, stor
         assert good or "it does not fit" in trial.why
 
 
+@pf.task(executor="far")
+def remote(total: float) -> float:
+    return total
+
+
+@pf.workflow
+def partly_far(thickness: float) -> Any:
+    total = merge(simulate(thickness, pf.items([1.0, 2.0])))
+    return remote(total) if thickness > 1 else total
+
+
+def test_a_trial_that_the_run_does_not_take_in_fails_with_the_reason(
+    threads: Any, store: str
+) -> None:
+    space = hpo.Space(thickness=hpo.ordinal([0.5, 1.5, 0.75, 1.75]))
+    study = ran(made(store, optimizer=hpo.grid()), partly_far, threads, space, n_trials=4)
+    for trial in study.trials:
+        good = study.params_of(trial)["thickness"] <= 1
+        assert trial.state == ("complete" if good else "failed")
+        assert good or "far" in trial.why
+
+
 @pf.task
 def offset() -> float:
     return 0.25

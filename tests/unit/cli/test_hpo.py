@@ -27,6 +27,10 @@ def parabola(x, kind, shift=0.0, *, trial):
 def two(x):
     return x, (x - 1) ** 2
 
+@pf.task(executor="far")
+def afar(x):
+    return x
+
 @pf.task
 def broken(x):
     raise ValueError("no luck at all")
@@ -41,6 +45,7 @@ front = hpo.Study(
     optimizer=hpo.random(seed=1), n_trials=9,
 )
 bad = hpo.Study("bad", objective=broken, space=X, optimizer=hpo.random(seed=1), n_trials=40)
+far = hpo.Study("far", objective=afar, space=X, optimizer=hpo.random(seed=1), n_trials=2)
 elsewhere = hpo.Study(
     "kept", objective=parabola, space=SPACE, optimizer=hpo.random(seed=1), n_trials=4,
     store="sqlite:///kept.db",
