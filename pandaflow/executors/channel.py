@@ -304,6 +304,15 @@ class Roll:
                 given.asked.update(dict.fromkeys(mine, request))
         return found
 
+    def open(self) -> list[tuple[Begun, Ask]]:
+        """Return what all jobs that are out were asked so far."""
+        with self._lock:
+            return [
+                ((given.begun, job), request)
+                for given in self._given.values()
+                for job, request in given.asked.items()
+            ]
+
     def asked_of(self, bundle: int) -> list[tuple[Begun, Ask]]:
         """Return what the jobs of a bundle were asked so far."""
         with self._lock:

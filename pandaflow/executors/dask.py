@@ -13,17 +13,19 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from dask._task_spec import DataNode, Task, TaskRef
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
-from distributed import Client, Future
+from distributed import Client, Future, WorkerPlugin
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 
 from pandaflow.core.errors import DataError, SiteError
 from pandaflow.core.events import BundleEnded, BundleLost, BundleStarted, SlotsChanged
 from pandaflow.data.results import ResultStore
+from pandaflow.executors import channel, supervise
 from pandaflow.executors.channel import Ask, Begun, Roll, unpack_said
 from pandaflow.executors.node import (
     cancel_on_worker,
@@ -41,6 +43,8 @@ logger = logging.getLogger("pandaflow.executors")
 _WATCH_S = 0.5
 #: Seconds that a stopped payload is given before the cluster's workers are left to themselves.
 _CANCEL_S = 0.9
+#: Seconds that workers are given at the end to forget what jobs were asked.
+_FORGET_S = 5.0
 
 Key = tuple[str | int, ...]
 #: Priority, the worker that holds a job to be joined ("": any will do), and resources of Dask.
@@ -98,6 +102,26 @@ class _Ear:
             hear(event)
 
 
+class _Asks(WorkerPlugin):
+    """What jobs of a run were asked; Dask sets it up in a worker before that takes any of them.
+
+    Parameters
+    ----------
+    run : str
+    asks : list of (bundle and job, reason, seconds since the epoch)
+        The last is when the job is stopped by force; clocks may differ by a little.
+    """
+
+    def __init__(self, run: str, asks: list[tuple[Begun, str, float]]) -> None:
+        self._run, self._asks = run, asks
+
+    def setup(self, worker: Any) -> None:
+        """Keep the requests, and pass them on to jobs that run."""
+        for job, reason, force_at in self._asks:
+            channel.ask(self._run, [job], reason, max(0.0, force_at - time.time()))
+        supervise.look()
+
+
 class DaskSession:
     """One run's bundles on a Dask cluster.
 
@@ -131,6 +155,7 @@ class DaskSession:
         self._detached: dict[int, str] = {}
         self._stopping: dict[int, str] = {}
         self._roll = Roll()
+        self._asks_known = False
         self._slots = -1
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -181,25 +206,41 @@ class DaskSession:
             self._client.cancel([future for future in futures if future is not None], force=True)
 
     def stop(self, jobs: Sequence[tuple[str, int]], reason: str, grace: float) -> None:
-        """Ask jobs to stop; every worker keeps it, for what it has or may get."""
-        request = Ask(reason, time.monotonic() + grace)
-        begun = self._roll.ask(jobs, request)
-        if begun:
-            self._tell(begun, request, None)
+        """Ask jobs to stop; every worker keeps it, for what it has or may get.
 
-    def _tell(self, jobs: list[Begun], request: Ask, workers: list[str] | None) -> None:
-        """Pass a request on. In the client's loop, for those who hear a job may ask from there."""
-        if self._closed.is_set() or self._client.status != "running":
-            return
-        loop: Any = self._client.loop
-        loop.add_callback(
-            self._client.run,
+        Workers that join later are told too, before they begin anything.
+        """
+        if self._roll.ask(jobs, Ask(reason, time.monotonic() + grace)):
+            self._in_loop(self._tell_all)
+
+    def _in_loop(self, call: Callable[..., Any], *args: Any) -> None:
+        """Call in the client's loop, for those who hear a job may ask from there."""
+        if not self._closed.is_set() and self._client.status == "running":
+            loop: Any = self._client.loop
+            loop.add_callback(call, *args)
+
+    async def _tell_all(self) -> None:
+        """Tell all workers, those to come included, what is asked of the jobs that are out."""
+        since = time.time() - time.monotonic()
+        asks = [(job, each.reason, since + each.force_at) for job, each in self._roll.open()]
+        self._asks_known = True
+        try:
+            await self._client.register_plugin(_Asks(self._run, asks), self._topic)
+        except (OSError, TimeoutError) as error:  # a worker has gone meanwhile
+            logger.debug("%s: not all workers were told: %s", self._run, error)
+
+    async def _untell(self) -> None:
+        await self._client.unregister_worker_plugin(self._topic)
+
+    async def _tell(self, job: Begun, request: Ask, worker: str) -> None:
+        """Pass a request on to one worker."""
+        await self._client.run(
             stop_on_worker,
             self._run,
-            jobs,
+            [job],
             request.reason,
             max(0.0, request.force_at - time.monotonic()),
-            workers=workers,
+            workers=[worker],
             wait=False,
             on_error="ignore",
         )
@@ -224,9 +265,16 @@ class DaskSession:
         self._payloads.clear()
         self._watcher.join(timeout=5)
         if self._client.status == "running":
-            self._client.run(forget_on_worker, self._run, wait=False, on_error="ignore")
+            self._forget()
         if self._owns:
             self._client.close()
+
+    def _forget(self) -> None:
+        """Have the workers drop what they keep for the run."""
+        if self._asks_known:
+            with suppress(OSError, TimeoutError, LookupError, ValueError):  # workers come and go
+                self._client.sync(self._untell, callback_timeout=_FORGET_S)
+        self._client.run(forget_on_worker, self._run, wait=False, on_error="ignore")
 
     # --- graph --------------------------------------------------------------------------
 
@@ -287,9 +335,9 @@ class DaskSession:
             case "started":
                 with self._lock:
                     self._where[bundle] = message["worker"]
-                # A worker that has come since does not know what was asked before.
+                # What was asked of a job that was handed back holds for its next bundle too.
                 for job, request in self._roll.asked_of(bundle):
-                    self._tell([job], request, [message["worker"]])
+                    self._in_loop(self._tell, job, request, message["worker"])
                 self._report(BundleStarted(message["at"], bundle, message["worker"]))
             case "ended":
                 with self._lock:

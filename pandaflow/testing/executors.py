@@ -48,6 +48,8 @@ class SessionTests:
     survives_death = False
     #: A bundle that takes too long returns what it has.
     detaches = True
+    #: How often to cancel a bundle at the moment when it begins.
+    moments = 20
 
     @pytest.fixture
     def probe(self, executor: Executor, tmp_path: Path) -> Iterator[Probe]:
@@ -174,7 +176,7 @@ class SessionTests:
 
     def test_cancel_the_moment_a_bundle_begins(self, probe: Probe, tmp_path: Path) -> None:
         self._only_asynchronous()
-        beats = [tmp_path / f"beat{n}" for n in range(20)]
+        beats = [tmp_path / f"beat{n}" for n in range(self.moments)]
         for number, beat in enumerate(beats, 1):
             probe.submit(probe.bundle(number, payloads.heartbeat, [str(beat)]))
             probe.started(number)

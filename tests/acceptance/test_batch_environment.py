@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pandaflow as pf
+from pandaflow.testing.payloads import wait_for as wait_for_file
 from pandaflow.testing.slurm import Slurm
 
 pytestmark = pytest.mark.timeout(180)
@@ -48,7 +50,7 @@ def where() -> Any:
     return where_am_i(pf.items([0]))
 
 
-#: Pilots that end before they work are tried again, batch jobs fail with what they wrote.
+#: Where the driver itself runs elsewhere, in a script of its own.
 in_batch_mode = pytest.mark.parametrize("mode", ["batch"], ids=["arrays"], indirect=True)
 
 
@@ -94,8 +96,16 @@ class Here:
 
 def read(run: pf.Run) -> str:
     """Return what people read about a run: why tasks wait, why jobs have failed."""
-    reasons = [str(task.get("reason") or "") for task in run.summary()["tasks"]]
+    summary = run.summary()
+    reasons = [str(row.get("reason") or "") for row in summary["tasks"] + summary["executors"]]
     return " ".join([*reasons, *(str(job["reason"] or "") for job in run.jobs())])
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def end(run: pf.Run) -> None:
@@ -118,16 +128,49 @@ def test_the_prologue_runs_in_order_with_the_variables(here: Here) -> None:
     assert found["env"]["SECOND"] == "it's $HOME; given 1 2"
 
 
-@in_batch_mode
 def test_a_prologue_that_fails_is_told_in_the_systems_words(here: Here) -> None:
     here.told("module: command not found", prologue=["set -e", "module load more"])
 
 
-@in_batch_mode
 def test_all_that_the_prologue_wrote_last_is_told(here: Here) -> None:
     lines = ["module load python/3.11", "module load analysis"]
     told = here.told("python-of-the-module", prologue=lines, python="python-of-the-module")
     assert "module: command not found" in told
+
+
+def test_a_prologue_that_takes_too_long_fails_what_has_no_time_left(
+    slurm: Slurm, tmp_path: Path
+) -> None:
+    """A pilot of 40 s promises 26; after 8 s of prologue there is no place for such a job."""
+    here = Here(slurm, "pilots", tmp_path)
+    flow = pf.workflow(lambda: seen.options(walltime=25)(pf.items([0])))
+    run = here.submit(flow(), walltime=40, prologue="sleep 8")
+    try:
+        assert run.wait(60) == "failed"
+    finally:
+        end(run)
+    (failure,) = [job["failure"] for job in run.jobs()]
+    assert failure["kind"] == "unfit"
+    assert "left for jobs when they begin" in failure["message"]
+    assert "give the executor a longer walltime" in failure["message"]
+    assert len(list(tmp_path.glob("s/results/*/pilots/*.sh"))) == 1, "one pilot was enough"
+
+
+def test_why_jobs_wait_in_the_queue_is_told_until_they_run(here: Here, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    flow = pf.workflow(lambda: pf.task(wait_for_file)(pf.items([str(gate)])))
+    run = here.submit(flow(), extra=["--hold"], max_nodes=1)
+    try:
+        wait_for(lambda: "JobHeldUser" in read(run))
+        (held,) = here.slurm.run(["squeue", "-h", "-o", "%A"]).stdout.split()
+        here.slurm.run(["scontrol", "release", held])
+        wait_for(lambda: "queue" not in read(run))
+        assert run.status == "running"
+        gate.touch()
+        assert run.wait(60) == "done"
+    finally:
+        gate.touch()
+        end(run)
 
 
 # --- interpreters -----------------------------------------------------------------------
@@ -153,7 +196,6 @@ def test_an_environment_is_activated_by_the_prologue(here: Here, tmp_path: Path)
     assert found["prefix"] == found["env"]["VIRTUAL_ENV"] == str(made)
 
 
-@in_batch_mode
 def test_an_interpreter_that_is_not_there(here: Here) -> None:
     assert "No such file" in here.told("/opt/none/bin/python", python="/opt/none/bin/python")
 
@@ -170,12 +212,11 @@ def test_work_directories_are_below_scratch(here: Here, tmp_path: Path) -> None:
     assert not Path(folder).exists()
 
 
-@in_batch_mode
 def test_scratch_that_is_not_there_is_told(here: Here) -> None:
     here.told("/proc/scratch", where(), scratch="/proc/scratch")
 
 
-@pytest.mark.parametrize("home", [None, "/nonexistent/home", "/proc"])
+@pytest.mark.parametrize("home", [None, "/proc/home"])
 def test_no_home_to_write_in(here: Here, home: str | None) -> None:
     lines = ["unset HOME"] if home is None else [f"export HOME={home}"]
     found = here.seen(prologue=lines)
@@ -186,7 +227,6 @@ def test_the_umask_of_the_prologue(here: Here) -> None:
     assert here.seen(prologue="umask 027")["umask"] == 0o027
 
 
-@in_batch_mode
 def test_relative_paths_are_those_of_the_driver(
     here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -276,7 +276,7 @@ def test_a_failed_run_is_told_looked_at_and_tried_again(folder: Path) -> None:
 
 def test_a_retry_takes_executors_by_name(folder: Path) -> None:
     gate = folder / "gate"
-    places = ("--executor", "sync", "--executor", "far=sync")
+    places = ("--executor", "sync", "--executor", "far=threads")
     first = _call("run", "analysis.py:afar", "--gate", gate, *places, "--quiet")
     assert first.exit_code == 1, first.output
     gate.touch()

@@ -107,9 +107,9 @@ def test_two_stages(site: Site, mode: str) -> None:
     assert site.queue() == []
 
 
-@pytest.mark.parametrize(("mode", "slots", "jobs"), [("pilots", 4, 14), ("batch", 1, 2)])
+@pytest.mark.parametrize(("mode", "slots", "jobs"), [("pilots", 4, 10), ("batch", 1, 2)])
 def test_what_an_operator_deletes_is_replaced(site: Site, mode: str, slots: int, jobs: int) -> None:
-    run = site.submit(many(jobs, str(site.folder), 3.0), mode)
+    run = site.submit(many(jobs, str(site.folder), 2.0), mode)
     # Every batch job that runs has begun something; a pilot lets it end, if it may.
     wait_for(lambda: len(site.begun()) >= slots)
     known = set(site.torque.slurm.states())

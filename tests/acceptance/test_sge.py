@@ -142,7 +142,7 @@ def test_cancel_leaves_nothing(site: Site, mode: str) -> None:
 
 @both_modes
 def test_what_an_operator_deletes_runs_again(site: Site, mode: str) -> None:
-    run = site.submit(many(8, str(site.folder), 3.0), mode)
+    run = site.submit(many(8, str(site.folder), 2.0), mode)
     wait_for(lambda: len(site.begun()) >= 4)  # so every batch job that runs has begun something
     site.cluster.run(["qdel", site.queue("r", "t")[0]])
     assert run.wait(90) == "done"  # without any retry

@@ -79,9 +79,10 @@ def test_garbage_in_reports_is_passed_over(site: Site) -> None:
 
 @pytest.mark.slow
 def test_a_node_without_its_daemon_may_run_a_job_twice_and_one_counts(site: Site) -> None:
-    run = site.submit(many(16, str(site.folder), 45.0))
+    run = site.submit(many(16, str(site.folder), 25.0))
     wait_for(lambda: len(site.begun()) == 16)
-    site.slurm.kill_slurmd(site.slurm.nodes[0])  # what it has begun goes on
+    node = site.slurm.nodes[0]
+    site.slurm.kill_slurmd(node)  # what it has begun goes on
     assert run.wait(150) == "done"
     assert run.result() == list(range(16))
     times = Counter(site.begun())
@@ -89,6 +90,9 @@ def test_a_node_without_its_daemon_may_run_a_job_twice_and_one_counts(site: Site
     twice = [job for job in range(16) if times[job] == 2]
     assert not any(a["charged"] for job in twice for a in site.attempts(run, "counted", job))
     assert site.live() == []
+    site.slurm.restart_slurmd(node)
+    state = ["sinfo", "-h", "-n", node, "-o", "%t"]
+    wait_for(lambda: not site.slurm.run(state).stdout.startswith("down"))
 
 
 # --- limits of the site -----------------------------------------------------------------

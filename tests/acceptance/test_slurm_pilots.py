@@ -13,10 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import pandaflow as pf
 from pandaflow.core.errors import RunFailed
+from pandaflow.executors.batch.slots import Slot
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -172,26 +174,65 @@ def test_a_node_goes_down(slurm: Any, tmp_path: Path) -> None:
     assert failures(run) == 0 and queue(slurm) == []
 
 
+def test_why_nobody_works_any_more_is_told(slurm: Any, tmp_path: Path) -> None:
+    run = many(8, str(tmp_path), 0.5).submit(
+        executor=executor(slurm, max_nodes=1), store=f"sqlite:///{tmp_path}/s.db"
+    )
+    wait_for(lambda: bool(begun(tmp_path)))
+    for node in slurm.nodes:
+        slurm.down(node)
+    wait_for(lambda: "wait in the queue" in run.summary()["executors"][0]["reason"])
+    for node in slurm.nodes:
+        slurm.resume(node)
+    assert run.wait(120) == "done"
+    assert failures(run) == 0 and queue(slurm) == []
+
+
+def test_a_session_that_cannot_begin_leaves_nothing_open(slurm: Any, tmp_path: Path) -> None:
+    deaf = tmp_path / "bin" / "squeue"
+    deaf.parent.mkdir()
+    deaf.write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2\nexit 1\n")
+    deaf.chmod(0o755)
+    env = {**slurm.env, "PATH": f"{deaf.parent}:{os.environ['PATH']}"}
+    left = tmp_path / "results" / "pilots" / "jobs"
+    left.parent.mkdir(parents=True)
+    left.write_text(f"1\tslurm\t{Slot(2).dump()}\n")
+    before = ports(), threads()
+    with pytest.raises(pf.SiteError, match="Unable to contact"):
+        executor(slurm, commands_env=env).open("run", str(left.parents[1]), lambda event: None)
+    assert (ports(), threads()) == before
+
+
+def ports() -> set[int]:
+    """Return the ports at which this process listens."""
+    found = psutil.Process().net_connections(kind="tcp")
+    return {each.laddr.port for each in found if each.status == psutil.CONN_LISTEN}
+
+
+def threads() -> int:
+    return sum(thread.name.startswith("pandaflow-") for thread in threading.enumerate())
+
+
 def test_a_pilot_whose_time_is_up_hands_its_work_on(slurm: Any, tmp_path: Path) -> None:
-    run = many(60, str(tmp_path), 1.0).run(
+    run = many(40, str(tmp_path), 1.0).run(
         executor=executor(slurm, walltime=14.0, margin=3.0),
         store=f"sqlite:///{tmp_path}/s.db",
         progress=False,
     )
     assert run.status == "done" and failures(run) == 0
-    assert set(begun(tmp_path)) == set(range(60))
+    assert set(begun(tmp_path)) == set(range(40))
     assert queue(slurm) == []
 
 
 def test_a_job_that_cannot_end_in_time_waits_for_the_next_pilot(slurm: Any, tmp_path: Path) -> None:
     @pf.workflow
     def two(folder: str) -> Any:
-        first = counted.options(name="first")(pf.items(range(4)), folder, 1.0)
-        late = counted.options(name="late", walltime=9)(first, folder, 4.0)
+        first = counted.options(name="first")(pf.items(range(3)), folder, 1.0)
+        late = counted.options(name="late", walltime=9)(first, folder, 3.0)
         return late
 
     run = two(str(tmp_path)).run(
-        executor=executor(slurm, walltime=20.0, margin=4.0, max_nodes=1, cores=1),
+        executor=executor(slurm, walltime=20.0, margin=2.0, max_nodes=1, cores=1),
         store=f"sqlite:///{tmp_path}/s.db",
         progress=False,
     )
@@ -235,7 +276,8 @@ from tests.acceptance.test_slurm_pilots import executor, many
 class Box:
     env = dict(pair.split("=", 1) for pair in sys.argv[3:])
 
-many(60, sys.argv[2], 0.5).run(executor=executor(Box), store=sys.argv[1], progress=False)
+here = executor(Box, patience=7.0)
+many(40, sys.argv[2], 0.5).run(executor=here, store=sys.argv[1], progress=False)
 """
 
 
@@ -256,7 +298,7 @@ def test_a_resumed_run_takes_its_pilots_over(slurm: Any, tmp_path: Path) -> None
     assert before
     run = pf.resume("last", store=store, executor=executor(slurm))
     assert run.wait(120) == "done"
-    assert failures(run) == 0 and set(begun(tmp_path)) == set(range(60))
+    assert failures(run) == 0 and set(begun(tmp_path)) == set(range(40))
     assert max(begun(tmp_path).values()) <= 2  # only what was in flight begins again
     assert set(slurm.states()) - known == before, "no other pilot was needed"
     assert queue(slurm) == []

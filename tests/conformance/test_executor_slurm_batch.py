@@ -26,6 +26,7 @@ class InBatch:
 
 class TestBatchJobs(ExecutorTests):
     survives_death = True
+    moments = 5  # each is a batch job of its own
     detaches = False  # nobody in a batch job could join a job that was left running there
 
     @pytest.fixture

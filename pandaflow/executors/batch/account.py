@@ -19,6 +19,7 @@ from pandaflow.data.results import ResultStore
 from pandaflow.executors.batch import arrays, element
 from pandaflow.executors.batch.inflight import Array, Bundle, Element
 from pandaflow.executors.batch.leftovers import mark
+from pandaflow.executors.batch.model import BatchStatus, JobRef
 from pandaflow.executors.batch.places import Place
 from pandaflow.ports import Assignment, Report
 
@@ -53,6 +54,8 @@ class Account:
         By task.
     trouble : str
         What holds the run up.
+    queued : str
+        Why batch jobs wait in queues.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class Account:
         self.arrays: dict[str, Array] = {}
         self.kills: set[Element] = set()
         self.paces: dict[int, Pace] = defaultdict(Pace)
-        self.trouble = ""
+        self.trouble = self.queued = ""
         self._losses: Counter[tuple[int, int]] = Counter()
 
     # --- what there is ------------------------------------------------------------------
@@ -103,7 +106,8 @@ class Account:
 
     def state(self) -> SlotsChanged:
         """Return the event that tells how many slots there are, and what is wrong."""
-        return SlotsChanged(time.time(), "", self.slots, self.trouble, arrays.AHEAD_S)
+        reason = "; ".join(filter(None, (self.trouble, self.queued)))
+        return SlotsChanged(time.time(), "", self.slots, reason, arrays.AHEAD_S)
 
     def seconds(self, bundle: Bundle) -> float:
         """Return what a bundle should take; 0: nobody knows."""
@@ -120,6 +124,18 @@ class Account:
             self.trouble = trouble
             if trouble:
                 logger.warning("%s: %s", self._run, trouble)
+            self.report(self.state())
+
+    def show_queue(self, statuses: Mapping[JobRef, BatchStatus]) -> None:
+        """Let people see why batch jobs wait, in the words of the batch system."""
+        waits = (
+            (each.array.place.name, status)
+            for each in self.elements()
+            if each.open and not each.here and (status := statuses.get(each.ref)) is not None
+        )
+        queued = arrays.queued(waits)
+        if queued != self.queued:
+            self.queued = queued
             self.report(self.state())
 
     # --- bundles come and go ------------------------------------------------------------

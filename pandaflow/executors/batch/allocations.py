@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pandaflow.core.brokerage import Load, Ranking, Site, rank
+from pandaflow.core.brokerage import Load, Ranking, Site, misfit, rank
 from pandaflow.core.errors import DataError, SiteError
 from pandaflow.core.model import Resources
 from pandaflow.executors.batch.arrays import last_words
@@ -32,6 +32,10 @@ logger = logging.getLogger("pandaflow.executors")
 
 #: Seconds that a cancelled batch job is given to leave the queue.
 _LEAVE_S = 20.0
+#: Seconds, and looks at the queue, after which a pilot that should have gone is cancelled again.
+_AGAIN_S, _AGAIN = 2.0, 5
+#: Seconds that may go by between a worker's coming and its first job.
+_FIRST_S = 2.0
 #: Pilots that were submitted, one a line: id, site, slot.
 _JOBS = "jobs"
 #: In the same folder; see ``contact.py``.
@@ -75,11 +79,17 @@ class Allocations:
             name: replace(place.site, walltime=place.longest)
             for name, place in self._places.items()
         }
+        self._whole = dict(self._sites)
         self._allowance = Allowance(settings.submit_rate)
         self._fleets: dict[Kind, Fleet] = {}
         self._kinds: dict[str, Kind] = {}
         self._statuses: dict[str, BatchStatus] = {}
         self._look_at = 0.0
+        #: Pilots that are to go and have no workers any more, since when they were told last.
+        self._told: dict[str, float] = {}
+        #: By site: the seconds that its best pilot had for jobs when it began.
+        self._spans: dict[str, float] = {}
+        self._adopted: set[str] = set()
         #: By site: why it will never take a pilot.
         self.refused: dict[str, str] = {}
 
@@ -105,7 +115,39 @@ class Allocations:
             alone = "pilots have one node each; use an executor with mode='batch'"
             return Ranking((), dict.fromkeys(self._sites, alone))
         found = rank(resources, list(self._open().values()), self._loads())
-        return Ranking(found.sites, {**found.refused, **self.refused})
+        late = {name: self._advice(name, resources) for name in found.refused}
+        late = {name: advice for name, advice in late.items() if advice}
+        return Ranking(found.sites, {**found.refused, **late, **self.refused})
+
+    def _advice(self, name: str, resources: Resources) -> str:
+        """Say what to do for a job that only the late beginning of pilots keeps from a site."""
+        if misfit(resources, self._whole[name]) or not misfit(resources, self._sites[name]):
+            return ""
+        return (
+            f"its pilots have {self._spans[name]:.0f} s left for jobs when they begin, and it asks "
+            f"for {resources.walltime:g} s; give the executor a longer walltime or the job a "
+            "shorter one, or make the prologue quicker"
+        )
+
+    @property
+    def late(self) -> bool:
+        """Whether pilots of some site begin so late that jobs which it promised to take do not."""
+        return self._sites != self._whole
+
+    def began(self, pilot: str, seconds: float) -> None:
+        """Note how much time a pilot had left for jobs when its first worker came.
+
+        A prologue that takes long leaves less than was counted on, in every pilot of the site:
+        jobs that need more would wait for ever.
+        """
+        kind = self._kinds.get(pilot)
+        if kind is None or pilot in self._adopted:  # those began long ago
+            return
+        left = max(0.0, seconds - _FIRST_S)
+        best = self._spans[kind.site] = max(left, self._spans.get(kind.site, 0.0))
+        whole = self._whole[kind.site]
+        least = min(best, whole.walltime or best)
+        self._sites[kind.site] = replace(whole, walltime=least)
 
     def kind_of(self, pilot: str) -> Kind | None:
         """Return what a pilot is, if it is one of this run."""
@@ -151,31 +193,59 @@ class Allocations:
         Raises
         ------
         SiteError
-            The batch system does not answer, or refuses.
+            The batch system does not tell what is in its queue.
         """
         now = time.monotonic()
-        self._look(now)
+        looked = self._look(now)
         ended: dict[str, BatchStatus | None] = {}
         for fleet in self._fleets.values():
             ended |= fleet.update(now, self._statuses, workers)
         plans = self._plans(now, busy, waiting)
-        cancel = [one for plan in plans.values() for one in plan.cancel]
+        cancel = {one for plan in plans.values() for one in plan.cancel}
         retire = frozenset(one for plan in plans.values() for one in plan.retire)
-        self._control.cancel([(one, None) for one in cancel])
-        self._submit_all(now, plans)
+        self.cancel(frozenset(cancel | (self._left_over(now, workers) if looked else set())))
+        try:
+            self._submit_all(now, plans)
+        except SiteError as error:  # what has ended is told all the same
+            logger.warning("%s: %s", self._name, error)
         return Turn(ended, retire)
 
     def cancel(self, pilots: frozenset[str]) -> None:
-        """End batch jobs."""
-        self._control.cancel([(one, None) for one in sorted(pilots)])
+        """End batch jobs; those that this does not reach are cancelled again in later turns."""
+        try:
+            self._control.cancel([(one, None) for one in sorted(pilots)])
+        except SiteError as error:
+            logger.warning("%s: %s", self._name, error)
 
-    def _look(self, now: float) -> None:
-        """Ask the batch system, unless it was asked just now."""
+    def _look(self, now: float) -> bool:
+        """Ask the batch system, unless it was asked just now; whether it was."""
         if now < self._look_at:
-            return
+            return False
         self._look_at = now + self._settings.poll_seconds
         found = self._control.look(sorted(self._alive()))
         self._statuses |= {ref[0]: status for ref, status in found.items()}
+        return True
+
+    def _left_over(self, now: float, workers: Mapping[str, Seen]) -> set[str]:
+        """Return pilots that should have gone for a while and are still in the queue.
+
+        Not at once: one that ends by itself is not to look as if somebody had cancelled it.
+        """
+        going = {
+            pilot.id
+            for fleet in self._fleets.values()
+            for pilot in fleet.pilots.values()
+            if pilot.leaving and pilot.id not in workers and self._is_live(pilot.id)
+        }
+        self._told = {one: self._told.get(one, now) for one in going}
+        patience = max(_AGAIN_S, _AGAIN * self._settings.poll_seconds)
+        again = {one for one, since in self._told.items() if now - since >= patience}
+        self._told |= dict.fromkeys(again, now)
+        return again
+
+    def _is_live(self, pilot: str) -> bool:
+        status = self._statuses.get(pilot)
+        return status is not None and status.live
 
     def _alive(self) -> list[str]:
         return [one for fleet in self._fleets.values() for one in fleet.pilots]
@@ -301,6 +371,7 @@ class Allocations:
         left = dict(self._left())
         alive = {ref[0] for ref, status in self._control.look(list(left)).items() if status.live}
         for pilot in left.keys() & alive:
+            self._adopted.add(pilot)
             self._note(pilot, left[pilot])
 
     def _left(self) -> list[tuple[str, Kind]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,6 +130,25 @@ def body(settings: BatchSettings, folder: Path) -> str:
     words = [settings.python, "-m", "pandaflow.executors.batch.element", str(folder)]
     before = f"{settings.container} " if settings.container else ""
     return f"exec {before}{shlex.join(words)}"
+
+
+def queued(statuses: Iterable[tuple[str, BatchStatus]]) -> str:
+    """Say in one line at which sites batch jobs wait, and why; empty if none does.
+
+    Parameters
+    ----------
+    statuses : iterable of (str, BatchStatus)
+        With the sites. How many wait is left out: it changes all the time.
+    """
+    reasons: dict[str, set[str]] = {}
+    for site, status in statuses:
+        if status.state in ("pending", "held"):
+            reasons.setdefault(site, set()).add(status.reason)
+    told = {site: ", ".join(sorted(filter(None, said))) for site, said in reasons.items()}
+    return "; ".join(
+        f"{site}: batch jobs wait in the queue" + (f" ({why})" if why else "")
+        for site, why in told.items()
+    )
 
 
 # --- endings ----------------------------------------------------------------------------

@@ -223,9 +223,10 @@ class Fleet:
         return Plan(submit, cancel, (*gone, *retire))
 
     def trouble(self, now: float) -> str:
-        """Say why no more pilots are asked for; empty if they are."""
-        resting = now < self._rest_until
-        return "pilots end before their workers are there; it is left alone for a while" * resting
+        """Say what is wrong with the pilots; empty if nothing is."""
+        if now < self._rest_until:
+            return "pilots end before their workers are there; it is left alone for a while"
+        return "a pilot has ended before its workers were there" * bool(self._failures)
 
     # --- the account --------------------------------------------------------------------
 

@@ -284,6 +284,7 @@ class BatchJobs:
             self._account.show("")
         for each in list(self._account.elements()):
             self._judge(each, found.get(each.ref))
+        self._account.show_queue(found)
         for array in [a for a in self._account.arrays.values() if all(e.gone for e in a.elements)]:
             self._put_away(array)
 

@@ -15,9 +15,10 @@ import threading
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import dask
@@ -41,7 +42,7 @@ from pandaflow.executors.batch.fleet import Seen
 from pandaflow.executors.batch.model import BatchStatus
 from pandaflow.executors.batch.provision import Kind
 from pandaflow.executors.batch.settings import BatchSettings
-from pandaflow.executors.batch.slots import needs
+from pandaflow.executors.batch.slots import WALLTIME, needs
 from pandaflow.executors.dask import DaskSession
 from pandaflow.executors.node import CUT_SHORT
 from pandaflow.ports import Assignment, Report
@@ -89,9 +90,13 @@ class PilotSession(DaskSession):
         self._pilot_of, self._labels = self._arrivals.pilots, self._arrivals.labels
         self._scheduler.add_plugin(self._arrivals)
         client = Client(self._cluster, set_as_default=False)
-        super().__init__(client, run_id, results, self._hand_on, owns_client=True)
-        self._allocations.adopt()
-        self._write_contact()
+        try:
+            super().__init__(client, run_id, results, self._hand_on, owns_client=True)
+            self._allocations.adopt()
+            self._write_contact()
+        except BaseException:
+            self._abandon(client)
+            raise
         self._keeper = threading.Thread(target=self._keep, name="pandaflow-pilots", daemon=True)
         self._keeper.start()
 
@@ -120,6 +125,13 @@ class PilotSession(DaskSession):
         self._write_contact(over=True)
         super().close(kill=kill)
         self._allocations.leave()
+        self._cluster.close(timeout=5)
+
+    def _abandon(self, client: Client) -> None:
+        """Close what was opened before the session could begin."""
+        if hasattr(self, "_closed"):
+            super().close()
+        client.close()
         self._cluster.close(timeout=5)
 
     # --- bundles ------------------------------------------------------------------------
@@ -166,8 +178,8 @@ class PilotSession(DaskSession):
 
     def _count_slots(self) -> None:
         """Tell the slots that there may be: the engine sends work, and workers come for it."""
-        self._see_workers()
-        now = (self._allocations.slots, "" if self._pilot_of else self._allocations.trouble())
+        reason = "" if self._see_workers() else self._allocations.trouble()
+        now = (self._allocations.slots, reason)
         if now != self._told:
             self._told = now
             self._hand_on(SlotsChanged(time.time(), "", *now))
@@ -191,12 +203,14 @@ class PilotSession(DaskSession):
 
     def _turn(self) -> None:
         workers = self._see_workers()
+        for pilot, seconds in self._arrivals.first():
+            self._allocations.began(pilot, seconds)
         busy, waiting = self._work()
         turn = self._allocations.turn(workers, busy, waiting)
         self._ended.update(turn.ended)
         self._judge()
         self._retire(turn.retire)
-        if self._allocations.refused:
+        if self._allocations.refused or self._allocations.late:
             self._give_up()
 
     def _see_workers(self) -> dict[str, Seen]:
@@ -249,11 +263,15 @@ class PilotSession(DaskSession):
         return [address for address in here if self._pilot_of.get(address) in pilots]
 
     def _give_up(self) -> None:
-        """Fail what no site will ever take, now that one has refused."""
+        """Fail what no site will ever take, now that one has refused or its pilots are late."""
+        kind = "site" if self._allocations.refused else "unfit"
+        failed = []
         for bundle, (resources, _) in list(self._asked.items()):
             ranking = self._allocations.ranking(resources)
             if not ranking.sites and bundle not in self._began:
-                self._fail(bundle, "site", ranking.describe())
+                failed.append(bundle)
+                self._fail(bundle, kind, ranking.describe())
+        self.cancel(failed)  # their nodes must not wait for workers any more
 
     # --- verdicts -----------------------------------------------------------------------
 
@@ -328,6 +346,12 @@ class _Arrivals(SchedulerPlugin):
         self.labels: dict[str, str] = {}
         self.replaced: set[str] = set()
         self._names: dict[str, set[str]] = defaultdict(set)
+        self._first: SimpleQueue[tuple[str, float]] = SimpleQueue()
+
+    def first(self) -> Iterator[tuple[str, float]]:
+        """Yield pilots whose first worker has come since the last call, and the seconds it had."""
+        while not self._first.empty():
+            yield self._first.get()
 
     def add_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
         """Note a worker. A pilot gives no name twice, unless it counts from 1 again."""
@@ -337,6 +361,8 @@ class _Arrivals(SchedulerPlugin):
         if mine in self._names[pilot]:
             self.replaced.update(each for each, its in self.pilots.items() if its == pilot)
             self._names[pilot].clear()
+        if not self._names[pilot]:
+            self._first.put((pilot, scheduler.workers[worker].resources.get(WALLTIME, math.inf)))
         self._names[pilot].add(mine)
         self.pilots[worker], self.labels[worker] = pilot, label
 

@@ -116,8 +116,11 @@ class Sender:
             return math.inf
         if not self._stuck:
             return self._at
+        now = time.monotonic()
         closed = [place.closed for place in self._account.places.values()]
-        return max(self._at, min((at for at in closed if at > time.monotonic()), default=math.inf))
+        # Where none of ours is in a queue, nothing will happen that has the caller look again.
+        rest = math.inf if self._account.arrays else now + _GATHER_S
+        return max(self._at, min((at for at in closed if at > now), default=rest))
 
     def send(self) -> None:
         """Submit an array, if there is anything to submit and room for it."""

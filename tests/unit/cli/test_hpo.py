@@ -100,6 +100,11 @@ def test_a_study_runs_and_tells_its_best() -> None:
     assert good("best", "parabola") == result.stdout
 
 
+def test_trials_may_name_their_executor() -> None:
+    assert run("far", "--executor", "far=threads", "-q").exit_code == 0
+    assert [trial.state for trial in hpo.load("far").trials] == ["complete"] * 2
+
+
 def test_more_trials_go_on_with_the_study() -> None:
     run()
     told = json.loads(run("study", "--n-trials", 20, "--parallel", 1, "--json", "-q").stdout)

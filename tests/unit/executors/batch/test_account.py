@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from pandaflow.executors.batch import hearing, sender
 from pandaflow.executors.batch.account import MOST_LOSSES, Account
 from pandaflow.executors.batch.inflight import Array
 from pandaflow.executors.batch.leftovers import release, reserve
+from pandaflow.executors.batch.model import BatchStatus, State
 from pandaflow.executors.batch.places import BACK_OFF_S, Place
 from pandaflow.ports import Assignment
 from tests.unit.executors.batch.test_jobs import settings, spec_of
@@ -111,6 +114,47 @@ def test_trouble_is_told_once(books: Books) -> None:
         books.account.show(trouble)
     told = [event.reason for event in books.events if isinstance(event, SlotsChanged)]
     assert told == ["no answer", ""]
+
+
+def test_why_batch_jobs_wait_is_told_until_they_run(books: Books) -> None:
+    array = books.carry("wide", 1, 2)
+
+    def look(*said: tuple[State, str]) -> str:
+        found = zip(array.elements, said, strict=True)
+        books.account.show_queue(
+            {
+                each.ref: BatchStatus(id="7", index=each.ref[1], state=told[0], reason=told[1])
+                for each, told in found
+            }
+        )
+        return books.account.state().reason
+
+    books.account.show("nothing can be submitted now: busy")
+    why = look(("pending", "Resources"), ("held", "JobHeldUser"))
+    assert why == (
+        "nothing can be submitted now: busy; "
+        "wide: batch jobs wait in the queue (JobHeldUser, Resources)"
+    )
+    told = len(books.events)
+    look(("pending", "Resources"), ("held", "JobHeldUser"))
+    assert len(books.events) == told, "once"
+    books.account.show("")
+    assert look(("pending", ""), ("running", "")) == "wide: batch jobs wait in the queue"
+    array.elements[0].here = True  # it has begun, though the queue does not know it yet
+    assert look(("pending", "Resources"), ("running", "")) == ""
+
+
+def test_who_found_no_room_looks_again_when_nothing_is_left_in_the_queue(books: Books) -> None:
+    books.carry("wide", 1, 2, cores=8)
+    books.account.take_in([given(3, cores=8)])
+    control: Any = None  # nothing is submitted
+    waits = sender.Sender(books.account, control, settings(), books.folder, "token", lambda: True)
+    waits.send()
+    assert waits.due() == math.inf, "all that there is is taken"
+    for number in (1, 2):
+        books.account.tell(lost(number))
+    books.account.arrays.clear()
+    assert waits.due() < time.monotonic() + 5.0
 
 
 # --- losses -----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -161,6 +162,86 @@ def test_a_job_that_needs_all_of_a_pilot_s_time_is_unfit(site: Site) -> None:
     assert allocations.ranking(Resources(walltime=longest)).sites
     said = allocations.ranking(Resources(walltime=longest + 1)).refused["slurm"]
     assert said == "asks for 481 s of walltime and it has 480 s of walltime"
+
+
+def test_a_site_whose_pilots_begin_late_takes_no_job_that_needs_more(site: Site) -> None:
+    allocations = site.allocations(margin=30.0)
+    allocations.turn({}, {}, {ONE: 1})
+    (pilot,) = site.queue()
+    long, short = Resources(walltime=470.0), Resources(walltime=300.0)
+    allocations.began(pilot, 500.0)
+    assert allocations.ranking(long).sites and not allocations.late, "it is as was counted on"
+    later = site.allocations(margin=30.0)
+    later.adopt()
+    later.began(pilot, 100.0)
+    assert later.ranking(long).sites, "who was adopted began long ago"
+    fresh = site.allocations(margin=30.0, max_nodes=1)
+    fresh.turn({}, {}, {ONE: 1})
+    (second,) = {*site.queue()} - {pilot}
+    fresh.began(second, 400.0)
+    assert fresh.late and fresh.ranking(short).sites and not fresh.ranking(long).sites
+    said = fresh.ranking(long).refused["slurm"]
+    assert "have 398 s left for jobs when they begin, and it asks for 470 s" in said
+    assert "give the executor a longer walltime" in said
+    assert "give the executor" not in fresh.ranking(Resources(walltime=590.0)).refused["slurm"]
+    fresh.began(second, 480.0)
+    assert fresh.ranking(long).sites, "the best that a pilot has had counts"
+    for each in (allocations, fresh):
+        each.leave()
+
+
+# --- a batch system that does not obey --------------------------------------------------
+
+
+@pytest.fixture
+def broken(site: Site, tmp_path: Path) -> Path:
+    """Put a command before each that changes something: while the file exists, it fails."""
+    folder, flag = tmp_path / "commands", tmp_path / "broken"
+    folder.mkdir()
+    for name in ("sbatch", "scancel"):
+        command = folder / name
+        real = shutil.which(name)
+        command.write_text(
+            f'#!/bin/sh\n[ -e {flag} ] && {{ echo "Unable to contact slurm controller" >&2; '
+            f'exit 1; }}\nexec {real} "$@"\n'
+        )
+        command.chmod(0o755)
+    site.given["commands_env"] |= {"PATH": f"{folder}:{os.environ['PATH']}"}
+    return flag
+
+
+def test_what_ended_is_told_although_nothing_can_be_submitted(site: Site, broken: Path) -> None:
+    allocations = site.allocations()
+    allocations.turn({}, {}, {ONE: 1})
+    (pilot,) = site.queue()
+    site.slurm.run(["scancel", pilot])
+    wait_for(lambda: site.queue() == [])
+    broken.touch()
+    ended: dict[str, Any] = {}
+
+    def gone() -> bool:
+        ended.update(allocations.turn({}, {}, {ONE: 50}).ended)
+        return pilot in ended
+
+    wait_for(gone)
+    assert ended[pilot].state == "cancelled" and site.queue() == []
+    broken.unlink()
+    allocations.leave()
+
+
+def test_a_cancellation_that_failed_is_repeated(site: Site, broken: Path) -> None:
+    allocations = site.allocations(idle_seconds=0.05, max_nodes=1)
+    allocations.turn({}, {}, {ONE: 1})
+    (pilot,) = site.queue()
+    allocations.turn({pilot: Seen(0)}, {}, {})
+    broken.touch()
+    time.sleep(0.1)
+    retire = allocations.turn({pilot: Seen(0)}, {}, {}).retire
+    allocations.cancel(retire)
+    assert retire == {pilot} and site.queue() == [pilot]
+    broken.unlink()
+    wait_for(lambda: pilot in allocations.turn({}, {}, {}).ended)
+    assert site.queue() == []
 
 
 # --- after a change of drivers ----------------------------------------------------------
