@@ -219,8 +219,16 @@ class Slurm(Cluster):
         self.cancel_all()
         for node, state in self._node_states().items():
             if state.startswith(("down", "drain")):
-                self.resume(node)
+                self._bring_back(node)
         self.wait_idle()
+
+    def _bring_back(self, node: str) -> None:
+        """Resume a node that may come back by itself at this very moment."""
+        try:
+            self.resume(node)
+        except RuntimeError:
+            if self._node_states()[node].startswith(("down", "drain")):
+                raise
 
     # --- what may go wrong -----------------------------------------------------------------
 
