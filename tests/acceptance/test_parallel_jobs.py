@@ -98,7 +98,8 @@ def test_a_retry_may_ask_for_more_nodes(store: str, tmp_path: Path) -> None:
 
 def test_a_retry_cannot_ask_for_them_where_there_is_one_node(store: str, tmp_path: Path) -> None:
     run = built(lambda: gated(str(tmp_path / "gate"))).run(executor="sync", store=store)
-    run.retry(nodes=2, executor="sync")
+    with pytest.raises(pf.WorkflowError, match=r"'gated' asks for 2 node\(s\)"):
+        run.retry(nodes=2, executor="sync")
     assert run.wait(30) == "failed"
     assert [job["attempt"] for job in run.jobs()] == [1]
     assert resources_of(store, run, "gated") == Resources()

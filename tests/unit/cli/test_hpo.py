@@ -246,7 +246,7 @@ def test_verify_says_whether_it_is_exact() -> None:
     [
         (("run", "tune.py"), "give FILE.py:STUDY"),
         (("run", "nowhere.py:study"), "no file 'nowhere.py'"),
-        (("run", "tune.py:nothing"), "studies there: study, front, bad, elsewhere"),
+        (("run", "tune.py:nothing"), "studies there: study, front, bad, far, elsewhere"),
         (("run", "tune.py:SPACE"), "no study 'SPACE'"),
         (("run", "tune.py:explode"), "ZeroDivisionError: division by zero at tune.py:"),
         (("run", "tune.py:number"), "returned int, not an hpo.Study"),

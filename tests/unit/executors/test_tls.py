@@ -73,9 +73,13 @@ def test_a_worker_of_ours_is_let_in(
     cluster: LocalCluster, keys: tuple[Security, dict[str, str]], tmp_path: Path
 ) -> None:
     folder = tls.keep(keys[1], str(tmp_path / "keys"))
-    command = [sys.executable, "-m", "pandaflow.executors.worker", cluster.scheduler_address]
-    command += ["--tls", folder, "--local-directory", str(tmp_path), "--memory-limit", "0"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    options = {"scheduler": cluster.scheduler_address, "tls": folder}
+    options |= {"local_directory": str(tmp_path), "memory_limit": "0"}
+    script = (
+        "import os; from pandaflow.executors import worker;"
+        f"worker.run(worker.Options(**{options!r}), lambda: os.read(0, 1))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE)
     try:
         with Client(cluster.scheduler_address, security=keys[0], set_as_default=False) as client:
             client.wait_for_workers(1, timeout=60)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pandaflow.core.brokerage import Load, Site
 from pandaflow.core.model import Resources
 from pandaflow.executors.batch.provision import Kind, kinds, provision
-from pandaflow.executors.batch.slots import Slot, slot_of
+from pandaflow.executors.batch.slots import Slot, serves, slot_of
 
 GB = 10**9
 SMALL = Site("small", cores=2, memory=4 * GB, walltime=300, gpus=0, nodes=2)
@@ -148,13 +148,19 @@ def test_busy_nodes_are_kept_but_for_one_that_makes_room(data: st.DataObject) ->
 
 
 @given(st.data())
-def test_every_kind_that_fits_gets_a_node_if_there_are_enough(data: st.DataObject) -> None:
+def test_every_job_that_fits_has_a_node_if_there_are_enough(data: st.DataObject) -> None:
     waiting = data.draw(waits)
     fits = [r for r, count in waiting.items() if count and kinds(r, SITES, {})]
     room = dict.fromkeys(SITES, len(fits))
     found = provision({}, waiting, SITES, room, {})
     for asked in fits:
-        assert any(found.get(each) for each in kinds(asked, SITES, {}))
+        own = kinds(asked, SITES, {})
+        sites = {each.site for each in own}
+        assert any(
+            each in own or (each.site in sites and serves(each.slot, asked))
+            for each, number in found.items()
+            if number
+        )
 
 
 @given(waits)
