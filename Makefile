@@ -18,7 +18,7 @@ MANIFEST := pyproject.toml constraints.txt
 help:
 	@echo "make demo    a small analysis, start to end, on this machine"
 	@echo "make test    lint, then all tests (as root on Debian: installs PostgreSQL, Slurm,"
-	@echo "             Grid Engine first)"
+	@echo "             Grid Engine, RabbitMQ first); ALL=1: also those of minutes"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make bench   the benchmarks"
 	@echo "make docs    draw docs/states.md again from the tables"
@@ -77,9 +77,10 @@ system:
 demo: $(STAMPS)/demo
 	$(PY) examples/demo.py
 
-# Tests of one file share their fixtures, so a file stays on one worker.
+# Tests of one file share their fixtures, so a file stays on one worker. Many wait for clusters, so
+# there are more workers than cores. ALL=1 adds those that take minutes each.
 test: system lint
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 4 --dist loadfile $(if $(ALL),,-m "not very_slow")
 
 lint: $(STAMPS)/dev
 	$(PY) -m ruff check .

@@ -349,7 +349,7 @@ def test_cut_connections_lose_nothing(
     assert run.result(timeout=PATIENCE) == list(range(8))
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_a_broker_that_is_away_for_long(
     globus: Globus, executor: Any, store: str, tmp_path: Path
 ) -> None:
@@ -458,7 +458,7 @@ def test_an_endpoint_that_is_offline_gets_nothing(
     assert {job["site"] for job in run.jobs()} == {"on"}
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_the_pilot_engine_survives_the_death_of_workers(endpoint: Endpoint, store: str) -> None:
     from pandaflow.testing import payloads
 
