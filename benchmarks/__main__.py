@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import bench_hpo, bench_pilots, bench_run, bench_store
+from benchmarks import bench_batch, bench_hpo, bench_pilots, bench_run, bench_store
 from benchmarks.table import Row, machine, markdown
 from pandaflow.core import commands as cmd
 from pandaflow.core import events as ev
@@ -98,7 +98,8 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
     options = parser.parse_args()
     head, rows = machine(), []
-    for part in (engine_rows, store_rows, bench_run.rows, bench_pilots.rows, bench_hpo.rows):
+    parts = [engine_rows, store_rows, bench_run.rows, bench_pilots.rows, bench_batch.rows]
+    for part in (*parts, bench_hpo.rows):
         for row in part():
             rows.append(row)
             print(f"{row.what}: {row.measured}  {row.yardstick}  {row.ratio}", file=sys.stderr)
@@ -132,6 +133,9 @@ How to read the lines:
   the first line of the second.
 - **makespan**: a random DAG through `pf.job_graph`; the bound is max(critical path, work / slots).
 - **cancel**: payloads that sleep in C and cannot be interrupted, so their processes are ended.
+- **pilots**: workers in allocations of a private Slurm on this machine, once they are there; the
+  local executor has as many worker processes.
+- **batch mode**: from the call to the end of the run, against an array with an element a command.
 - **studies**: free trials are arithmetic; plain Optuna, which keeps nothing, has as many trials
   outstanding. TPE is quicker here than alone because SciPy computes what Optuna does number by
   number ([how a study works](hpo-design.md)).

@@ -8,11 +8,13 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandaflow as pf
-from pandaflow.testing.slurm import Slurm
+from benchmarks.table import Row
+from pandaflow.testing.slurm import Slurm, SlurmMissing
 
 NODES, CPUS = 2, 4
 
@@ -46,10 +48,32 @@ def batch(slurm: Slurm, jobs: int, seconds: float, **settings: Any) -> float:
     )
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
-        run = flow().run(executor=executor, store=f"sqlite:///{Path(folder)}/bench.db")
+        store = f"sqlite:///{Path(folder)}/bench.db"
+        run = flow().run(executor=executor, store=store, progress=False)
         spent = time.monotonic() - began
         assert run.status == "done", run.status
     return spent
+
+
+def rows() -> Iterator[Row]:
+    """Commands of 0.2 s and of 1 s; the better of two rounds each."""
+    try:
+        slurm = Slurm(nodes=NODES, cpus=CPUS)
+    except SlurmMissing as missing:
+        print(f"no benchmark of batch jobs: {missing}", file=sys.stderr)
+        return
+    with slurm:
+        for jobs, seconds in ((100, 0.2), (100, 1.0)):
+            array = min(plain(slurm, jobs, seconds) for _ in range(2))
+            ours = min(batch(slurm, jobs, seconds) for _ in range(2))
+            yield Row(
+                f"batch mode, {jobs} commands of {seconds:g} s on {NODES * CPUS} slots",
+                f"{ours:.1f} s",
+                f"plain sbatch --array: {array:.1f} s",
+                f"{ours / array:.2f}",
+                "<= 1.3",
+                ours <= 1.3 * array,
+            )
 
 
 def main(jobs: int = 100, seconds: float = 1.0, rounds: int = 3) -> None:

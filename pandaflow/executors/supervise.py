@@ -16,7 +16,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic, perf_counter
 from typing import Any, Literal
@@ -164,8 +164,16 @@ class Track:
             body()
         except BaseException as error:  # noqa: BLE001 - our own mistake: the supervisor raises it again
             self.crash = error
+        self._part()
         self.ended.set()
         self.wake.set()
+
+    def _part(self) -> None:
+        """See that no stop reaches this thread any more: it will run other bodies."""
+        while self._ident is not None:
+            with suppress(JobStopped), self._lock:  # one may come at this very moment
+                _throw(threading.get_ident(), None)
+                self._ident = None
 
     def _raise(self) -> None:
         if not self.soft and self._ident is not None:
