@@ -97,6 +97,7 @@ class Track:
         self._taken: int | None = None
         self._failure: Failure | None = None
         self._leave = False
+        self._raised = 0.0
 
     @property
     def wanted(self) -> Failure | None:
@@ -109,13 +110,21 @@ class Track:
         return self._taken is not None
 
     def interrupt(self, position: int, failure: Failure) -> bool:
-        """Stop the job at ``position``; False if it has ended by itself."""
+        """Stop the job at ``position``; False if it has ended by itself.
+
+        May be called again and again, by several threads: the payload may have swallowed the
+        exception in an except clause. It is raised once in ``PERIOD`` seconds, so that it does
+        not come a second time while the loop is about to settle the first.
+        """
         with self._lock:
-            if self._taken != position and self.running.pop(position, None) is None:
+            again = self._taken == position
+            if not again and self.running.pop(position, None) is None:
                 return False
             self._taken = position
             self._failure = self._failure or failure
-            self._raise()
+            if not again or monotonic() >= self._raised + PERIOD:
+                self._raised = monotonic()
+                self._raise()
             return True
 
     def detach(self, position: int, then: Callable[[], None]) -> bool:
@@ -440,13 +449,10 @@ class Supervisor:
     def _stopped(self, position: int, failure: Failure) -> bool:
         track = self.track
         until = monotonic() + (COMMAND_GRACE if track.soft else GRACE)
-        again = monotonic() + PERIOD
         while track.taken and track.position == position:
             if monotonic() > until:
                 return not track.abandon()
-            if monotonic() > again:  # it may have been swallowed by an except clause
-                track.interrupt(position, failure)
-                again = monotonic() + PERIOD
+            track.interrupt(position, failure)
             track.ended.wait(0.005)
         return True
 

@@ -278,9 +278,7 @@ class Allocations:
         wanted = provision(busy, waiting, self._open(), room, self._loads())
         self._keep_least(wanted)
         for kind in wanted:
-            place = self._places[kind.site]
-            if kind not in self._fleets:
-                self._fleets[kind] = Fleet(idle=place.idle_seconds, tardy=place.queue_seconds)
+            self._fleet(kind)
         self._recut(now, wanted)
         return {
             kind: fleet.plan(now, wanted.get(kind, 0), work=bool(waiting))
@@ -347,11 +345,14 @@ class Allocations:
 
     def _note(self, pilot: str, kind: Kind) -> None:
         self._kinds[pilot] = kind
-        place = self._places[kind.site]
-        fleet = self._fleets.setdefault(
-            kind, Fleet(idle=place.idle_seconds, tardy=place.queue_seconds)
-        )
-        fleet.submitted([pilot], time.monotonic())
+        self._fleet(kind).submitted([pilot], time.monotonic())
+
+    def _fleet(self, kind: Kind) -> Fleet:
+        """Return the pilots of a kind, none to begin with."""
+        if kind not in self._fleets:
+            place = self._places[kind.site]
+            self._fleets[kind] = Fleet(idle=place.idle_seconds, tardy=place.queue_seconds)
+        return self._fleets[kind]
 
     def _last_words(self) -> str:
         """Return the end of what the newest pilot wrote."""
