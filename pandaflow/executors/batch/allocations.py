@@ -275,7 +275,8 @@ class Allocations:
             for name, site in self._open().items()
             if site.nodes is not None
         }
-        wanted = provision(busy, waiting, self._open(), room, self._loads())
+        there = {kind: fleet.staying(now) for kind, fleet in self._fleets.items()}
+        wanted = provision(busy, waiting, self._open(), room, self._loads(), there)
         self._keep_least(wanted)
         for kind in wanted:
             self._fleet(kind)

@@ -26,6 +26,7 @@ def provision(
     sites: Mapping[str, Site],
     room: Mapping[str, int],
     loads: Mapping[str, Load],
+    there: Mapping[Kind, int] | None = None,
 ) -> dict[Kind, int]:
     """Return the pilots to have of each kind.
 
@@ -41,17 +42,20 @@ def provision(
         Nodes of each that may be used.
     loads : mapping of str to Load
         For the weights of the sites.
+    there : mapping of Kind to int, optional
+        Pilots that are there or on their way.
 
     Notes
     -----
     Nodes that run something are kept. What is left is given out a node at a time, in turns: each
-    kind of job takes slots that are spare, also larger ones, and else the next node of the site
-    that is best for it and has one. For jobs that no node can run the kind with the most gives
-    one up.
+    kind of job takes slots that are spare, also larger ones, then a pilot that was asked for
+    already, and else the next node of the site that is best for it and has one. So a pilot on
+    its way does not send the jobs it was asked for elsewhere, although it lowers the weight of
+    its site for others. For jobs that no node can run the kind with the most gives one up.
     """
     left = {asked: count for asked, count in waiting.items() if count > 0}
     own = {asked: kinds(asked, sites, loads) for asked in left}
-    share = _Share(busy, room)
+    share = _Share(busy, room, there or {})
     while left:
         for asked in list(left):
             taken = share.take(asked, own[asked], left[asked])
@@ -66,7 +70,10 @@ def provision(
 class _Share:
     """What has been given out."""
 
-    def __init__(self, busy: Mapping[Kind, int], room: Mapping[str, int]) -> None:
+    def __init__(
+        self, busy: Mapping[Kind, int], room: Mapping[str, int], there: Mapping[Kind, int]
+    ) -> None:
+        self._there = there
         self.nodes = {kind: -(-count // kind.slot.count) for kind, count in busy.items() if count}
         self._spare = {kind: n * kind.slot.count - busy[kind] for kind, n in self.nodes.items()}
         self._room = dict(room)
@@ -94,7 +101,9 @@ class _Share:
         return taken
 
     def _new_node(self, own: Sequence[Kind]) -> Kind | None:
-        kind = next((kind for kind in own if self._room.get(kind.site, 0) > 0), None)
+        free = [kind for kind in own if self._room.get(kind.site, 0) > 0]
+        asked_for = (kind for kind in free if self._there.get(kind, 0) > self.nodes.get(kind, 0))
+        kind = next(asked_for, free[0] if free else None)
         if kind is not None:
             self.nodes[kind] = self.nodes.get(kind, 0) + 1
             self._spare[kind] = self._spare.get(kind, 0) + kind.slot.count

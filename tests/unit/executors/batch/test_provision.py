@@ -106,6 +106,19 @@ waits = st.dictionaries(st.sampled_from(ASKED), st.integers(0, 60))
 rooms = st.fixed_dictionaries({name: st.integers(0, 6) for name in SITES})
 
 
+def test_a_pilot_on_its_way_keeps_the_jobs_it_was_asked_for() -> None:
+    """It lowers the weight of its site: the same jobs would get another one elsewhere."""
+    lean, rich = Site("lean", cores=1, nodes=4), Site("rich", cores=1, nodes=2)
+    sites, room = {"lean": lean, "rich": rich}, {"lean": 4, "rich": 2}
+    loads = {"lean": Load(waiting=1)}
+    here, elsewhere = kind(ONE, lean), kind(ONE, rich)
+    assert provision({}, {ONE: 1}, sites, room, loads) == {elsewhere: 1}
+    assert provision({}, {ONE: 1}, sites, room, loads, {here: 1}) == {here: 1}
+    found = provision({}, {ONE: 2}, sites, room, loads, {here: 1})
+    assert found == {here: 1, elsewhere: 1}, "what it cannot serve goes to the best site"
+    assert provision({here: 1}, {ONE: 1}, sites, room, loads, {here: 1})[elsewhere] == 1
+
+
 @st.composite
 def busies(draw: st.DrawFn, room: dict[str, int]) -> dict[Kind, int]:
     """Draw slots that run something, on no more nodes than there is room for."""
