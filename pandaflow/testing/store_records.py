@@ -1,97 +1,27 @@
-"""Conformance of state stores, part one: what records do to jobs, tasks, datasets and events."""
+"""Conformance of state stores: what records do to jobs, tasks, datasets and events."""
 # ruff: noqa: D102 - a test's name says what it shows
 
 from __future__ import annotations
 
-import time
 from array import array
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from pandaflow.core import commands as cmd
 from pandaflow.core.errors import StoreError
-from pandaflow.core.model import Resources, TaskSpec, WorkflowSpec
+from pandaflow.core.model import Resources, TaskSpec
 from pandaflow.core.status import JobStatus, RunStatus, TaskStatus
 from pandaflow.ports import Owner, RunDriver, StateStore
-from pandaflow.testing.records import (
-    T0,
-    bundle_records,
-    example_spec,
-    failure,
-    moved,
-    opening_records,
-)
+from pandaflow.testing.records import T0, bundle_records, failure, moved, opening_records
+from pandaflow.testing.store_fixtures import StoreFixtures
 
 _J, _T, _R = JobStatus, TaskStatus, RunStatus
 
 
-class StoreFixtures:
-    """What the tests stand on. The subclass brings a fixture ``store``."""
-
-    @pytest.fixture
-    def owner(self) -> Owner:
-        """Name this process, as a lease does."""
-        from pandaflow.store.owner import this_process
-
-        return this_process()
-
-    @pytest.fixture
-    def run(self, store: StateStore) -> str:
-        """A new run."""
-        return self.new_run(store)
-
-    @pytest.fixture
-    def driver(self, store: StateStore, run: str, owner: Owner) -> Iterator[RunDriver]:
-        """A driver of ``run``, begun: ten jobs of ``select`` are ready."""
-        driver = store.drive(run, owner, 60.0)
-        driver.commit(opening_records())
-        yield driver
-        driver.release()
-
-    def new_run(self, store: StateStore, spec: WorkflowSpec | None = None) -> str:
-        """Create a run under a new id; return the id."""
-        run_id = f"r-{uuid4().hex}"
-        store.create_run(
-            spec or example_spec(), run_id=run_id, created=time.time(), results="file:///results"
-        )
-        return run_id
-
-    def rows(self, driver: RunDriver, task: int = 0) -> dict[int, tuple[str, int, int | None]]:
-        """Return status, attempt and bundle of the jobs that have a row."""
-        state = driver.load().tasks[task]
-        return {
-            job: (str(status), attempt, bundle) for job, status, attempt, bundle, _ in state.jobs
-        }
-
-    def statuses(self, store: StateStore, run: str, task: str = "select") -> list[str]:
-        """Return the state of each job of a task, as the reader tells."""
-        return [str(row["status"]) for row in store.reader().jobs(run, task=task)]
-
-    def counts(self, store: StateStore, run: str, task: str = "select") -> dict[str, int]:
-        """Return a task's counts by state."""
-        found = next(t for t in store.reader().run(run)["tasks"] if t["name"] == task)
-        return dict(found["jobs"])
-
-    def mixed(self, driver: RunDriver) -> None:
-        """Commit records after which the ten jobs of ``select`` are in many states."""
-        sent, running, ended = bundle_records(1, range(2, 6), finished=(2, 4))
-        records: Sequence[cmd.Record] = [
-            *(sent, running, ended),
-            moved(range(3, 4), _J.RUNNING, _J.FAILED, attempt=1, bundle=1, failure=failure()),
-            moved(range(5, 6), _J.RUNNING, _J.READY, attempt=1, bundle=1, failure=failure()),
-            bundle_records(2, range(6, 7))[0],
-            *bundle_records(3, range(7, 8))[:2],
-            moved(range(8, 9), _J.READY, _J.CLOSED),
-        ]
-        driver.commit(records)
-
-
 class RecordTests(StoreFixtures):
-    """What each record does, and that a commit is fenced, and whole or nothing."""
+    """What each record does."""
 
     # --- the smooth path -----------------------------------------------------------------
 
@@ -419,84 +349,3 @@ class RecordTests(StoreFixtures):
         )
         assert (found[7]["first"], found[7]["last"], found[7]["jobs"]) == (1, 3, [1, 3])
         assert [event["seq"] for event in store.reader().events(run, after=3, limit=2)] == [4, 5]
-
-    # --- fencing and atomicity -----------------------------------------------------------
-
-    @pytest.mark.parametrize(
-        "late",
-        [
-            cmd.BundleRunning(T0, 1, 0, range(10), 1, "late"),
-            bundle_records(1, range(10))[2],
-            moved(range(10), _J.RUNNING, _J.FAILED, attempt=1, bundle=1, failure=failure()),
-        ],
-    )
-    def test_late_report_of_an_old_attempt(
-        self, store: StateStore, run: str, driver: RunDriver, late: cmd.Record
-    ) -> None:
-        driver.commit([bundle_records(1, range(10))[0]])
-        driver.commit([moved(range(10), _J.SENT, _J.READY, bundle=1)])
-        sent, running, _ = bundle_records(2, range(10), attempt=2)
-        driver.commit([sent, running])
-        before = store.reader().events(run)
-        with pytest.raises(StoreError, match=r"job 0 of select|bundle 1"):
-            driver.commit([late])
-        assert self.rows(driver) == {job: ("running", 2, 2) for job in range(10)}
-        assert store.reader().events(run) == before
-
-    def test_no_two_live_attempts(self, store: StateStore, run: str, driver: RunDriver) -> None:
-        driver.commit([bundle_records(1, range(5))[0]])
-        with pytest.raises(StoreError, match="job 4 of select is sent"):
-            driver.commit([bundle_records(2, range(4, 8))[0]])
-        assert self.statuses(store, run) == ["sent"] * 5 + ["ready"] * 5
-
-    def test_attempt_number_never_goes_down(self, driver: RunDriver) -> None:
-        driver.commit([bundle_records(1, range(1), attempt=3)[0]])
-        driver.commit([moved(range(1), _J.SENT, _J.READY)])
-        with pytest.raises(StoreError, match="job 0 of select is ready at attempt 3"):
-            driver.commit([bundle_records(2, range(1), attempt=2)[0]])
-
-    def test_attempt_ends_once(self, driver: RunDriver) -> None:
-        driver.commit(bundle_records(1, range(1)))
-        driver.commit([moved(range(1), _J.FINISHED, _J.PENDING)])
-        with pytest.raises(StoreError):
-            driver.commit(bundle_records(2, range(1), attempt=1, start=_J.PENDING))
-        assert self.rows(driver)[0] == ("pending", 1, 1)
-
-    def test_live_job_has_an_attempt(self, driver: RunDriver) -> None:
-        with pytest.raises(StoreError):
-            driver.commit([bundle_records(1, range(1), attempt=0)[0]])
-
-    def test_jobs_beyond_the_task(self, driver: RunDriver) -> None:
-        with pytest.raises(StoreError, match="select has 10 jobs"):
-            driver.commit([bundle_records(1, range(8, 11))[0]])
-
-    def test_bundle_number_is_used_once(self, driver: RunDriver) -> None:
-        driver.commit([bundle_records(1, range(1))[0]])
-        with pytest.raises(StoreError):
-            driver.commit([bundle_records(1, range(1, 2))[0]])
-
-    def test_commit_is_all_or_nothing(self, store: StateStore, run: str, driver: RunDriver) -> None:
-        request = store.request(run, "pause", {})
-        before = store.reader().run(run), store.reader().events(run)
-        good = bundle_records(1, range(10))
-        bad = cmd.TaskMoved(T0, 0, _T.PAUSED, _T.RUNNING)
-        more = cmd.RunMoved(T0, _R.RUNNING, _R.DONE)
-        with pytest.raises(StoreError):
-            driver.commit([*good, cmd.ItemsRecorded(T0, 0, 1, 1), bad, more], [request])
-        assert (store.reader().run(run), store.reader().events(run)) == before
-        assert self.rows(driver) == {}
-        assert [r.id for r in driver.renew()] == [request]
-        driver.commit(good)  # the driver is as good as new
-        assert self.counts(store, run) == {"finished": 10}
-
-    def test_runs_do_not_touch_each_other(
-        self, store: StateStore, run: str, driver: RunDriver, owner: Owner
-    ) -> None:
-        other = self.new_run(store)
-        second = store.drive(other, replace(owner, token=uuid4().hex), 60.0)
-        second.commit(opening_records(4))
-        driver.commit(bundle_records(1, range(10)))
-        second.commit([bundle_records(1, range(2))[0]])
-        second.release()
-        assert self.counts(store, run) == {"finished": 10}
-        assert self.counts(store, other) == {"sent": 2, "ready": 2}

@@ -35,6 +35,7 @@ from pandaflow.testing.records import (
     moved,
     opening_records,
 )
+from pandaflow.testing.store_fencing import FencingTests
 from pandaflow.testing.store_records import RecordTests
 
 __all__ = ["StateStoreTests"]
@@ -42,7 +43,7 @@ __all__ = ["StateStoreTests"]
 _J, _R = JobStatus, RunStatus
 
 
-class StateStoreTests(RecordTests):
+class StateStoreTests(RecordTests, FencingTests):
     """What every state store must do. The subclass brings a fixture ``store``."""
 
     # --- runs ----------------------------------------------------------------------------

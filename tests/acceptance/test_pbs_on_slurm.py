@@ -6,58 +6,25 @@ it submits one job after the other. The rest is as on any PBS.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pandaflow as pf
-from pandaflow.store.sql import open_store
 from pandaflow.testing.slurm import Slurm
 from pandaflow.testing.torque import Torque, TorqueMissing, torque_commands
+from tests.acceptance.batch_payloads import BatchSite, many, two_stages, wait_for
 
 pytestmark = pytest.mark.timeout(120)
 
 
-@pf.task
-def double(x: int) -> int:
-    return 2 * x
-
-
-@pf.task
-def tenfold(values: list[int]) -> int:
-    return 10 * sum(values)
-
-
-@pf.task
-def counted(x: int, folder: str, seconds: float) -> int:
-    """Leave a line for each time it begins; sleep the first time only."""
-    path = Path(folder, "begun")
-    again = path.exists() and str(x) in path.read_text().split()
-    with open(path, "a") as file:
-        file.write(f"{x}\n")
-    if not again:
-        time.sleep(seconds)
-    return x
-
-
-@pf.workflow
-def two_stages(n: int) -> Any:
-    return tenfold(double(pf.items(range(n))).all())
-
-
-@pf.workflow
-def many(n: int, folder: str, seconds: float) -> Any:
-    return counted(pf.items(range(n)), folder, seconds)
-
-
-class Site:
+class Site(BatchSite):
     """PBS commands, a store, and executors for runs there."""
 
     def __init__(self, torque: Torque, folder: Path) -> None:
-        self.torque, self.folder, self.store = torque, folder, f"sqlite:///{folder}/store.db"
+        super().__init__(folder)
+        self.torque = torque
 
     def executor(self, mode: str, **settings: Any) -> Any:
         given = {"mode": mode, "walltime": 600, "poll_seconds": 0.4, "host": "127.0.0.1"}
@@ -65,14 +32,6 @@ class Site:
         given |= {"submit_rate": 600.0, "commands_env": self.torque.env}
         given |= {"margin": 5.0, "idle_seconds": 2.0, "patience": 12.0}
         return pf.executors.PBS("main", dialect="slurm", **{**given, **settings})
-
-    def submit(self, flow: Any, mode: str, **settings: Any) -> pf.Run:
-        return flow.submit(executor=self.executor(mode, **settings), store=self.store)
-
-    def begun(self) -> list[int]:
-        """Return the jobs of all payloads that have begun, in order."""
-        path = self.folder / "begun"
-        return [int(job) for job in path.read_text().split()] if path.exists() else []
 
     def queue(self, *states: str) -> list[str]:
         """Return the batch jobs in the queue of Slurm (in these states)."""
@@ -87,13 +46,6 @@ def site(slurm: Slurm, tmp_path: Path) -> Site:
         return Site(Torque(slurm, torque_commands()), tmp_path)
     except TorqueMissing as error:
         pytest.skip(str(error))
-
-
-def wait_for(true: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 both_modes = pytest.mark.parametrize("mode", ["pilots", "batch"])
@@ -117,8 +69,7 @@ def test_what_an_operator_deletes_is_replaced(site: Site, mode: str, slots: int,
     assert run.wait(90) == "done"  # without any retry
     assert set(site.begun()) == set(range(jobs))
     assert set(site.torque.slurm.states()) - known, "another batch job has come"
-    reader = open_store(site.store).reader()
-    attempts = [a for job in range(jobs) for a in reader.attempts(run.id, "counted", job)]
+    attempts = [a for job in range(jobs) for a in site.attempts(run, "counted", job)]
     assert not any(one["charged"] for one in attempts)
     assert site.queue() == []
 

@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pandaflow as pf
-from pandaflow.store.sql import open_store
 from pandaflow.testing.gridengine import GridEngine
+from tests.acceptance.batch_payloads import BatchSite, many, two_stages, wait_for
 
 pytestmark = pytest.mark.timeout(120)
-
-
-@pf.task
-def double(x: int) -> int:
-    return 2 * x
-
-
-@pf.task
-def tenfold(values: list[int]) -> int:
-    return 10 * sum(values)
-
-
-@pf.task
-def counted(x: int, folder: str, seconds: float) -> int:
-    """Leave a line for each time it begins; sleep the first time only."""
-    path = Path(folder, "begun")
-    again = path.exists() and str(x) in path.read_text().split()
-    with open(path, "a") as file:
-        file.write(f"{x}\n")
-    if not again:
-        time.sleep(seconds)
-    return x
 
 
 @pf.task
@@ -46,42 +22,22 @@ def picky(x: int) -> int:
 
 
 @pf.workflow
-def two_stages(n: int) -> Any:
-    return tenfold(double(pf.items(range(n))).all())
-
-
-@pf.workflow
-def many(n: int, folder: str, seconds: float) -> Any:
-    return counted(pf.items(range(n)), folder, seconds)
-
-
-@pf.workflow
 def picking(n: int) -> Any:
     return picky(pf.items(range(n)))
 
 
-class Site:
+class Site(BatchSite):
     """A Grid Engine, a store, and executors for runs there."""
 
     def __init__(self, cluster: GridEngine, folder: Path) -> None:
-        self.cluster, self.folder, self.store = cluster, folder, f"sqlite:///{folder}/store.db"
+        super().__init__(folder)
+        self.cluster = cluster
 
     def executor(self, mode: str, **settings: Any) -> Any:
         given = {"mode": mode, "cores": 2, "max_nodes": 2, "walltime": 600, "poll_seconds": 0.4}
         given |= {"submit_rate": 600.0, "commands_env": self.cluster.env, "host": "127.0.0.1"}
         given |= {"margin": 5.0, "idle_seconds": 2.0, "patience": 12.0}
         return pf.executors.SGE(**{**given, **settings})
-
-    def submit(self, flow: Any, mode: str, **settings: Any) -> pf.Run:
-        return flow.submit(executor=self.executor(mode, **settings), store=self.store)
-
-    def attempts(self, run: pf.Run, task: str, job: int = 0) -> list[dict[str, Any]]:
-        return open_store(self.store).reader().attempts(run.id, task, job)
-
-    def begun(self) -> list[int]:
-        """Return the jobs of all payloads that have begun, in order."""
-        path = self.folder / "begun"
-        return [int(job) for job in path.read_text().split()] if path.exists() else []
 
     def queue(self, *states: str) -> list[str]:
         """Return the batch jobs in the queue (in these states), elements one by one."""
@@ -104,13 +60,6 @@ class Site:
 @pytest.fixture
 def site(gridengine: GridEngine, tmp_path: Path) -> Site:
     return Site(gridengine, tmp_path)
-
-
-def wait_for(true: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 both_modes = pytest.mark.parametrize("mode", ["pilots", "batch"])

@@ -7,24 +7,18 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pandaflow as pf
-from pandaflow.store.sql import open_store
 from pandaflow.testing.slurm import Slurm
+from tests.acceptance.batch_payloads import BatchSite, counted, double, many, wait_for
 
 pytestmark = pytest.mark.timeout(240)
 
 MB = 2**20
-
-
-@pf.task
-def double(x: int) -> int:
-    return 2 * x
 
 
 @pf.task
@@ -33,49 +27,21 @@ def nap(x: int) -> int:
     return x + 1
 
 
-@pf.task
-def counted(x: int, folder: str, seconds: float = 0.0) -> int:
-    """Leave a line for each time it begins; sleep the first time only."""
-    path = Path(folder, "begun")
-    again = path.exists() and str(x) in path.read_text().split()
-    with open(path, "a") as file:
-        file.write(f"{x}\n")
-    if not again:
-        time.sleep(seconds)
-    return x
-
-
 @pf.workflow
 def short_and_long(short: int, longer: int) -> Any:
     return double(double(pf.items(range(short)))), nap(pf.items(range(longer)))
 
 
-@pf.workflow
-def many(n: int, folder: str, seconds: float) -> Any:
-    return counted(pf.items(range(n)), folder, seconds)
-
-
-class Site:
+class Site(BatchSite):
     """A Slurm, a store, and executors for runs there."""
 
     def __init__(self, slurm: Slurm, folder: Path) -> None:
-        self.slurm, self.folder, self.store = slurm, folder, f"sqlite:///{folder}/store.db"
+        super().__init__(folder)
+        self.slurm = slurm
         self.settings = settings_of(slurm.env["SLURM_CONF"])
 
     def executor(self, partition: str | None = None, **settings: Any) -> Any:
         return pf.executors.Slurm(partition, **{**self.settings, **settings})
-
-    def submit(self, flow: Any, **settings: Any) -> pf.Run:
-        return flow.submit(executor=self.executor(**settings), store=self.store)
-
-    def attempts(self, run: pf.Run | str, task: str, job: int = 0) -> list[dict[str, Any]]:
-        run_id = run if isinstance(run, str) else run.id
-        return open_store(self.store).reader().attempts(run_id, task, job)
-
-    def begun(self) -> list[int]:
-        """Return the jobs of all payloads that have begun, in order."""
-        path = self.folder / "begun"
-        return [int(job) for job in path.read_text().split()] if path.exists() else []
 
     def live(self, *states: str) -> list[str]:
         """Return the batch jobs in the queue (in these states)."""
@@ -86,13 +52,6 @@ class Site:
 @pytest.fixture
 def site(slurm: Slurm, tmp_path: Path) -> Site:
     return Site(slurm, tmp_path)
-
-
-def wait_for(true: Callable[[], bool], seconds: float = 90.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 # --- the smooth path --------------------------------------------------------------------
@@ -252,7 +211,7 @@ def test_a_controller_that_goes_away_is_waited_for(site: Site, how: str) -> None
 
 
 def test_what_is_refused_fails_with_the_words_of_the_system(site: Site) -> None:
-    run = site.submit(many(3, str(site.folder), 0.0), partition="nowhere")
+    run = site.submit(many(3, str(site.folder), 0.0), "nowhere")
     assert run.wait(60) == "failed"
     with pytest.raises(pf.RunFailed, match="invalid partition specified: nowhere"):
         run.result()

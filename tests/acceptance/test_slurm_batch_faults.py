@@ -24,7 +24,8 @@ from pandaflow.ports import Report
 from pandaflow.testing import payloads
 from pandaflow.testing.probe import Probe
 from pandaflow.testing.slurm import Slurm, SlurmMissing
-from tests.acceptance.test_slurm_batch import Site, many, site, wait_for
+from tests.acceptance.batch_payloads import many, wait_for
+from tests.acceptance.test_slurm_batch import Site, site
 
 __all__ = ["site"]
 pytestmark = pytest.mark.timeout(240)
@@ -170,6 +171,16 @@ class InBatch:
         leftovers.release(Path(results, "batch"))
         return BatchJobs(self._settings, run_id, results, report)
 
+    def join(self, run_id: str, results: str, report: Report) -> BatchJobs:
+        """Open the session of another executor of the same driver."""
+        return BatchJobs(self._settings, run_id, results, report)
+
+
+class Second(InBatch):
+    """Another executor of the driver that has an :class:`InBatch`."""
+
+    open = InBatch.join
+
 
 def beats(folder: Path, *numbers: int) -> list[Path]:
     return [folder / f"beat-{number}" for number in numbers]
@@ -218,3 +229,34 @@ def test_a_session_that_is_not_asked_to_adopt_ends_what_it_finds(
     finally:
         second.session.close()
         first.session.close()
+
+
+def test_what_an_executor_left_that_is_gone_is_settled_too(slurm: Slurm, tmp_path: Path) -> None:
+    one = Probe(InBatch(slurm), tmp_path)
+    two = Probe(Second(slurm), tmp_path, one.run)
+    paths = beats(tmp_path, 1, 2, 3)
+    two.submit(two.bundle(2, payloads.heartbeat, [str(paths[1])]))
+    two.started(2)  # an array each
+    two.submit(two.bundle(3, payloads.heartbeat, [str(paths[2])]))
+    two.started(3)
+    one.submit(one.bundle(1, payloads.heartbeat, [str(paths[0])]))
+    one.started(1)
+    for name in ("batch", "batch-2"):  # as if their driver were another process
+        leftovers.release(Path(one.results.url, name))
+    next_one = Probe(InBatch(slurm), tmp_path, one.run)
+    try:
+        assert isinstance(next_one.session, BatchJobs)
+        assert next_one.session.adopt([1, 3]) == {1, 3}
+        next_one.started(1)
+        next_one.started(3)
+        wait_for(lambda: Counter(slurm.states().values())["RUNNING"] == 2)
+        sizes = [paths[0].stat().st_size, paths[2].stat().st_size]
+        wait_for(lambda: paths[0].stat().st_size > sizes[0] and paths[2].stat().st_size > sizes[1])
+        two.session.close(kill=True)  # wakes up, and finds that its arrays are another's
+        next_one.submit(next_one.bundle(5, payloads.double, [21]))
+        assert next_one.values(5) == [42]
+        assert not any(isinstance(e, BundleEnded) for n in (1, 3) for e in next_one.of(n))
+    finally:
+        next_one.session.close(kill=True)
+        one.session.close()
+    assert not any(state in ("PENDING", "RUNNING") for state in slurm.states().values())

@@ -24,7 +24,7 @@ from typing import Any
 from pandaflow.core.bundle import BundleSpec
 from pandaflow.core.errors import DataError
 from pandaflow.data.results import ResultStore
-from pandaflow.executors.batch.script import ID, INDEX
+from pandaflow.executors.batch.names import ID, INDEX
 from pandaflow.executors.outcome import BundleAbandoned
 
 #: In the folder of all arrays: the token of the session whose elements may begin bundles, and on

@@ -12,31 +12,29 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import shutil
-import threading
 import time
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from pandaflow.core.bundle import BundleSpec
 from pandaflow.core.errors import DataError, SiteError
 from pandaflow.core.events import BundleLost, SlotsChanged
 from pandaflow.data.results import ResultStore
-from pandaflow.executors.batch import adoption, arrays, element, leftovers
+from pandaflow.executors.batch import adoption, arrays, element, leftovers, orphans
 from pandaflow.executors.batch.account import Account
 from pandaflow.executors.batch.control import Control
 from pandaflow.executors.batch.hearing import listen
 from pandaflow.executors.batch.inflight import Array, Element, shortest
-from pandaflow.executors.batch.leftovers import GONE_S, mark, retire, take_over
+from pandaflow.executors.batch.leftovers import GONE_S, Leftover, mark, retire, take_over
 from pandaflow.executors.batch.model import BatchStatus
 from pandaflow.executors.batch.places import Place
 from pandaflow.executors.batch.sender import Sender
 from pandaflow.executors.batch.settings import BatchSettings
+from pandaflow.executors.orders import Orders
 from pandaflow.executors.outcome import unpack_ended
 from pandaflow.ports import Assignment, Report
 
@@ -47,9 +45,6 @@ logger = logging.getLogger("pandaflow.executors")
 _FILES_S, _FILE_S = 0.1, 0.003
 #: Looks at the queue before an element that it does not know is given up.
 _MISSING = 5
-_ENDED = "this session with the batch system has ended"
-
-Order: TypeAlias = tuple[Literal["submit", "cancel", "adopt", "close"], Any]
 
 
 class BatchJobs:
@@ -80,15 +75,17 @@ class BatchJobs:
                 "none; give a store on the shared file system"
             )
         self._folder = leftovers.reserve(Path(store.local))
+        self._reserved = [self._folder]
         self._control = Control(settings.backend, settings.commands_env)
         self._token = uuid.uuid4().hex[:12]
         places = {name: Place(place) for name, place in settings.places().items()}
         self._account = Account(run_id, store, places, report)
-        self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._look_at = self._read_at = 0.0
-        self._closing = False
         try:
-            self._left = take_over(self._control, self._folder, self._token, settings.poll_seconds)
+            self._left: list[Leftover] | None = take_over(
+                self._control, self._folder, self._token, settings.poll_seconds
+            )
+            orphans.sign(self._folder, orphans.system_of(settings))
         except BaseException:
             leftovers.release(self._folder)
             raise
@@ -96,8 +93,16 @@ class BatchJobs:
             self._account, self._control, settings, self._folder, self._token, self._in_charge
         )
         report(self._account.state())
-        self._thread = threading.Thread(target=self._live, name="pandaflow-batch", daemon=True)
-        self._thread.start()
+        self._orders = Orders(
+            run_id,
+            "the batch system",
+            wait=self._wait,
+            carry_out=self._carry_out,
+            turn=self._turn,
+            leave=self._leave,
+            give_up=self._give_up,
+        )
+        self._orders.start()
 
     # --- the port -----------------------------------------------------------------------
 
@@ -107,59 +112,34 @@ class BatchJobs:
         Other batch jobs of earlier sessions are ended. To be called before anything else;
         otherwise they all are.
         """
-        adopted: Future[set[int]] = Future()
-        self._order("adopt", (set(bundles), adopted))
-        while self._thread.is_alive() or adopted.done():
-            with suppress(TimeoutError):
-                return adopted.result(timeout=1.0)
-        raise SiteError(_ENDED)
+        adopted: set[int] = self._orders.ask("adopt", set(bundles))
+        return adopted
 
     def submit(self, assignments: Sequence[Assignment]) -> None:
         """Take bundles in."""
-        self._order("submit", list(assignments))
+        self._orders.submit(assignments)
 
     def cancel(self, bundles: Sequence[int]) -> None:
         """Drop bundles that wait, cancel the batch jobs of those that run."""
-        self._orders.put(("cancel", list(bundles)))
+        self._orders.put("cancel", list(bundles))
 
     def release(self, bundles: Sequence[int]) -> None:
         """Do nothing: no values are kept in memory."""
 
     def close(self, *, kill: bool = False) -> None:
         """Cancel all batch jobs that are left and wait until they are gone."""
-        if self._thread.is_alive():
-            self._orders.put(("close", None))
-            self._thread.join()
-        leftovers.release(self._folder)
-
-    def _order(self, kind: Literal["submit", "adopt"], what: Any) -> None:
-        if not self._thread.is_alive():
-            raise SiteError(_ENDED)
-        self._orders.put((kind, what))
+        self._orders.close()
+        for folder in self._reserved:
+            leftovers.release(folder)
 
     # --- the thread ---------------------------------------------------------------------
 
-    def _live(self) -> None:
-        try:
-            while not self._closing:
-                self._obey(self._wait())
-                self._turn()
-            self._leave()
-        except BaseException as error:  # a mistake of ours: the run must hear of it, not hang
-            reason = f"the session with the batch system broke: {type(error).__name__}: {error}"
-            logger.exception("%s: %s", self._run, reason)
-            self._give_up(reason)
-
-    def _give_up(self, reason: str) -> None:
-        self._closing = True
+    def _give_up(self, reason: str, untaken: Sequence[Assignment]) -> None:
         self._report(SlotsChanged(time.time(), "", 0, reason))
         for bundle in list(self._account.bundles.values()):
             self._account.tell(arrays.refused(bundle.spec, reason, time.time()))
-        with suppress(queue.Empty):
-            while True:
-                kind, what = self._orders.get(block=False)
-                for given in what if kind == "submit" else ():
-                    self._report(arrays.refused(given.spec, reason, time.time()))
+        for given in untaken:
+            self._report(arrays.refused(given.spec, reason, time.time()))
 
     def _wait(self) -> float:
         """Return the seconds until something is due."""
@@ -169,40 +149,37 @@ class BatchJobs:
             due += [self._read_at, self._look_at]
         return max(0.0, min(due) - now)
 
-    def _obey(self, seconds: float) -> None:
-        """Carry out the orders that there are; wait for the first."""
-        with suppress(queue.Empty):
-            kind, what = self._orders.get(timeout=seconds) if seconds else self._orders.get(False)
-            while True:
-                self._carry_out(kind, what)
-                kind, what = self._orders.get(block=False)
-
-    def _carry_out(self, kind: str, what: Any) -> None:
+    def _carry_out(self, kind: str, what: Any) -> Any:
         match kind:
             case "adopt":
-                wanted, adopted = what
-                adopted.set_result(self._adopt(wanted))
+                return self._adopt(what)
             case "submit":
                 self._adopt(set())
                 self._sender.gather()
                 self._account.take_in(what)
             case "cancel":
                 self._account.drop(what)
-            case "close":
-                self._closing = True
+        return None
 
     def _adopt(self, wanted: set[int]) -> set[int]:
         """Settle what earlier sessions left: once, and first of all."""
-        left, self._left = self._left, []
-        if not left or not leftovers.owns(self._folder, self._token):
+        left, self._left = self._left, None
+        if left is None or not leftovers.owns(self._folder, self._token):
             return set()
-        folders = [
-            each.folder
-            for each in left
-            if any(spec.bundle in wanted for spec in leftovers.specs(each))
-        ]
-        leftovers.own(self._folder, self._token, folders)
+        left += self._orphaned()
+        leftovers.settle(left, self._token, wanted)
         return adoption.adopt(self._account, left, wanted)
+
+    def _orphaned(self) -> list[Leftover]:
+        """Take over the arrays of executors that the run no longer has."""
+        rest = leftovers.reserve_rest(self._folder.parent)
+        self._reserved += rest
+        system, pause = orphans.system_of(self._settings), self._settings.poll_seconds
+        return [
+            each
+            for folder in rest
+            for each in orphans.take_in(self._control, folder, self._token, system, pause)
+        ]
 
     def _turn(self) -> None:
         now = time.monotonic()
@@ -212,7 +189,7 @@ class BatchJobs:
             if len(self._account.bundles) < known:
                 self._sender.gather()
         look = bool(self._account.arrays) and now >= self._look_at
-        if self._closing or ((look or self._account.kills) and not self._in_charge()):
+        if self._orders.closing or ((look or self._account.kills) and not self._in_charge()):
             return
         self._cancel_now()
         if look:
@@ -229,7 +206,7 @@ class BatchJobs:
             return True
         self._account.arrays.clear()
         self._account.kills.clear()
-        self._give_up("another driver has taken over the batch jobs of this run")
+        self._orders.give_up("another driver has taken over the batch jobs of this run")
         return False
 
     def _leave(self) -> None:

@@ -6,16 +6,17 @@ either wanted or not, and so does a session before it cancels or submits anythin
 was only frozen and wakes up when another has taken the run over leaves everything alone.
 
 Arrays that cannot be adopted are ended first. What they had finished is in the result store, and
-counts.
+counts. Folders of executors that the run no longer has are taken over as well (``orphans.py``).
 """
 
 from __future__ import annotations
 
 import itertools
 import pickle
+import re
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from pandaflow.ports import Assignment
 GONE_S = 90.0
 #: In the folder of an array: none of its elements is left.
 _OVER = "over"
+#: A folder for a session's arrays: see ``reserve``.
+_NAME = re.compile(r"batch(-\d+)?")
 #: Folders of the sessions of this process: two executors of a run must not share one.
 _reserved: set[Path] = set()
 _lock = threading.Lock()
@@ -87,10 +90,10 @@ def take_over(control: Control, folder: Path, token: str, pause: float) -> list[
         The batch system does not answer, or batch jobs do not go away.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found = [_leftover(path, control.backend.name) for path in sorted(_in_use(folder))[::-1]]
+    found = [_leftover(path, control.backend.name) for path in sorted(in_use(folder))[::-1]]
     kept = [left for left in found if left is not None]
     own(folder, token, [left.folder for left in kept])
-    others = [path for path in _in_use(folder) if path not in {left.folder for left in kept}]
+    others = [path for path in in_use(folder) if path not in {left.folder for left in kept}]
     _end(control, [path for path in others if _system(path) in ("", control.backend.name)], pause)
     for path in others:
         retire(path)
@@ -107,6 +110,15 @@ def reserve(results: Path) -> Path:
         folder = next(results / name for name in names if results / name not in _reserved)
         _reserved.add(folder)
     return folder
+
+
+def reserve_rest(results: Path) -> list[Path]:
+    """Return, and reserve, the other folders of arrays that the run has, and no session."""
+    with _lock:
+        folders = [path for path in sorted(results.glob("batch*")) if _NAME.fullmatch(path.name)]
+        rest = [folder for folder in folders if folder.is_dir() and folder not in _reserved]
+        _reserved.update(rest)
+    return rest
 
 
 def release(folder: Path) -> None:
@@ -131,6 +143,14 @@ def owns(folder: Path, token: str) -> bool:
         return True
 
 
+def settle(left: Sequence[Leftover], token: str, wanted: Set[int]) -> None:
+    """Say in the folders of arrays that those with a bundle that is wanted are adopted."""
+    for root in {each.folder.parent for each in left}:
+        there = [each for each in left if each.folder.parent == root]
+        adopted = [each for each in there if any(s.bundle in wanted for s in specs(each))]
+        own(root, token, [each.folder for each in adopted])
+
+
 def assignment(work: Work, code: bytes) -> Assignment:
     """Return what a bundle of an earlier session was, as far as an element needs to know."""
     spec = work.spec
@@ -151,6 +171,11 @@ def assignment(work: Work, code: bytes) -> Assignment:
 def specs(left: Leftover) -> Iterable[BundleSpec]:
     """Return the bundles of an array."""
     return (work.spec for todo in left.todos.values() for work in todo.works)
+
+
+def in_use(folder: Path) -> list[Path]:
+    """Return the folders of arrays of which elements may be left."""
+    return [path for path in folder.iterdir() if path.is_dir() and not (path / _OVER).exists()]
 
 
 # --- reading what they left -------------------------------------------------------------
@@ -205,10 +230,6 @@ def _system(path: Path) -> str:
     """Return the batch system that an array was sent to; empty if nobody can tell."""
     todo = read_todo(path / "0.todo")
     return "" if todo is None else todo.system
-
-
-def _in_use(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir() and not (path / _OVER).exists()]
 
 
 # --- ending -----------------------------------------------------------------------------

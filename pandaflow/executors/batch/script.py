@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 
 from pandaflow.executors.batch.answers import ceiling
 from pandaflow.executors.batch.model import Backend, BatchRequest, Describing
+from pandaflow.executors.batch.names import ID, INDEX
 
-#: Set in every script: the job's id, and the element of its array from 0 (empty: no array).
-ID, INDEX = "PANDAFLOW_BATCH_ID", "PANDAFLOW_BATCH_INDEX"
+__all__ = ["ID", "INDEX", "batch_files", "batch_script"]
 
 
 def batch_files(

@@ -11,13 +11,21 @@ from typing import Any
 import pytest
 
 from pandaflow.core.events import BundleEnded, BundleLost, BundleStarted
-from pandaflow.executors.batch import element
+from pandaflow.executors.batch import element, orphans
 from pandaflow.executors.batch.adoption import adopt
 from pandaflow.executors.batch.control import Control
-from pandaflow.executors.batch.leftovers import Leftover, owns, take_over
+from pandaflow.executors.batch.leftovers import (
+    Leftover,
+    owns,
+    release,
+    reserve,
+    reserve_rest,
+    settle,
+    take_over,
+)
 from pandaflow.executors.batch.slurm import Slurm
 from tests.unit.executors.batch.test_account import Books, books
-from tests.unit.executors.batch.test_jobs import spec_of
+from tests.unit.executors.batch.test_jobs import settings, spec_of
 
 __all__ = ["books"]
 
@@ -117,6 +125,74 @@ def test_jobs_of_another_batch_system_are_left_alone(control: Control, tmp_path:
     assert take_over(control, root, "me", 0.01) == []
     assert called(tmp_path) == "", "its ids mean something else here"
     assert (root / element.OWNER).read_text() == "me", "its elements begin nothing more"
+
+
+# --- executors that the run no longer has -----------------------------------------------
+
+
+def test_folders_that_no_session_has_are_found_once(tmp_path: Path) -> None:
+    mine = reserve(tmp_path)
+    for name in ("batch", "batch-2", "batch-10", "batch-old", "batches", "values"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "batch-3").touch()
+    rest = reserve_rest(tmp_path)
+    try:
+        assert [path.name for path in rest] == ["batch-10", "batch-2"]
+        assert reserve_rest(tmp_path) == []
+        assert reserve(tmp_path).name == "batch-3", "whoever comes later gets another one"
+    finally:
+        for path in (mine, *rest, tmp_path / "batch-3"):
+            release(path)
+
+
+def test_orphans_of_the_same_system_may_be_adopted(control: Control, tmp_path: Path) -> None:
+    root = tmp_path / "batch-2"
+    folder = array(root, "00001-a", [1])
+    orphans.sign(root, orphans.system_of(settings()))
+    again = orphans.system_of(settings())
+    (left,) = orphans.take_in(control, root, "me", again, 0.01)
+    assert (left.id, left.folder) == ("7", folder)
+    assert owns(root, "me") and element.wanted(folder, 0, "a", 1)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_orphans_elsewhere_begin_nothing_and_no_queue_is_touched(
+    control: Control, tmp_path: Path, caplog: pytest.LogCaptureFixture, signed: bool
+) -> None:
+    root = tmp_path / "batch-2"
+    folder = array(root, "00001-a", [1])
+    if signed:
+        there = settings(commands_env={"SLURM_CONF": "/another/cluster"})
+        orphans.sign(root, orphans.system_of(there))
+    here = orphans.system_of(settings())
+    assert orphans.take_in(control, root, "me", here, 0.01) == []
+    assert not element.wanted(folder, 0, "a", 1)
+    assert called(tmp_path) == "", "its ids mean something else here"
+    assert "another batch system" in caplog.text and str(root) in caplog.text
+
+
+def test_a_system_that_does_not_answer_is_no_reason_to_end(
+    control: Control, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, here = tmp_path / "batch-2", orphans.system_of(settings())
+    (array(root, "00001-a", [1]) / element.VOID).touch()
+    kept = array(root, "00002-a", [2], job="8")
+    orphans.sign(root, here)
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\necho 'no such option' >&2\nexit 1\n")
+    assert orphans.take_in(control, root, "me", here, 0.01) == []
+    assert not element.wanted(kept, 0, "a", 2), "nobody would hear of it"
+    assert "no such option" in caplog.text
+
+
+def test_arrays_are_adopted_in_the_folder_they_are_in(control: Control, tmp_path: Path) -> None:
+    here, there = tmp_path / "batch", tmp_path / "batch-2"
+    array(here, "00001-a", [1])
+    array(there, "00001-b", [2], job="8")
+    array(there, "00002-b", [3], job="9")
+    left = [one for root in (here, there) for one in take_over(control, root, "me", 0.01)]
+    settle(left, "me", {2})
+    assert (here / element.OWNER).read_text().splitlines() == ["me"]
+    assert (there / element.OWNER).read_text().splitlines() == ["me", "00001-b"]
 
 
 # --- adopting ---------------------------------------------------------------------------
