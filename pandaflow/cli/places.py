@@ -6,6 +6,8 @@
 * ``dask:ADDRESS``
 * ``slurm:PARTITION``, ``sge:QUEUE``, ``pbs:QUEUE``, ``lsf:QUEUE``, ``htcondor``, with settings
   behind a question mark: ``slurm:main?walltime=2h&cores=16``
+* ``globus:ENDPOINT_ID``, with settings, and options of the endpoint's template:
+  ``globus:4b116d3c-1703-4f8f-9f6f-39921e5864df?slots=64&config.ACCOUNT=m1234``
 * ``FILE.py:NAME`` or ``MODULE:NAME``: an executor, or a function that makes one
 * ``NAME[:ARGUMENT]`` of an installed one
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +46,7 @@ BUILT_IN = (
     "pbs:QUEUE",
     "lsf:QUEUE",
     "htcondor",
+    "globus:ENDPOINT_ID",
     "FILE.py:NAME",
 )
 #: Batch jobs of one core fit anywhere and start soon; ten of them are no burden for a site.
@@ -140,6 +144,8 @@ def parse_executor(text: str | None, workers: int | None) -> Any:
         raise WorkflowError(f"--workers is for local and threads; {where!r} has its own workers")
     if head in SYSTEMS:
         return _batch(where)
+    if head == "globus":
+        return _globus(where)
     file, _, name = where.rpartition(":")
     if where.endswith(".py") or file.endswith(".py"):
         return _from_file(where, file, name)
@@ -180,13 +186,17 @@ def _batch(where: str) -> Any:
 
 def _settings(query: str) -> dict[str, Any]:
     """Parse ``NAME=VALUE&NAME=VALUE``; ``%26`` stands for ``&`` and ``%25`` for ``%``."""
+    return {name: _value(name, texts) for name, texts in _pairs(query).items()}
+
+
+def _pairs(query: str) -> dict[str, list[str]]:
     said: dict[str, list[str]] = {}
     for pair in query.split("&") if query else ():
         name, equals, value = pair.partition("=")
         if not (name and equals):
             raise WorkflowError(f"{pair!r}: write settings as ?NAME=VALUE&NAME=VALUE")
         said.setdefault(name, []).append(unquote(value))
-    return {name: _value(name, texts) for name, texts in said.items()}
+    return said
 
 
 def _value(name: str, texts: list[str]) -> Any:
@@ -234,6 +244,43 @@ def _variable(text: str) -> tuple[str, str]:
     if not equals:
         raise WorkflowError(f"env={text!r}: write env=NAME=VALUE")
     return name, value
+
+
+# --- Globus Compute ---------------------------------------------------------------------
+
+_GLOBUS_KINDS: Mapping[str, str] = {
+    **dict.fromkeys(("slots", "nodes", "cores"), "int"),
+    **dict.fromkeys(("request_bytes", "result_bytes", "request_tasks"), "int"),
+    **dict.fromkeys(("task_timeout", "poll_seconds", "heartbeat"), "float"),
+}
+
+
+def _globus(where: str) -> Any:
+    """Return an executor from ``globus:ENDPOINT_ID?slots=64&config.ACCOUNT=m1234``."""
+    from pandaflow.executors import GlobusCompute
+
+    place, _, query = where.partition("?")
+    given: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    try:
+        for name, texts in _pairs(query).items():
+            if len(texts) > 1:
+                raise WorkflowError(f"{name} is given twice")
+            if name.startswith("config."):
+                config[name.removeprefix("config.")] = _json_or_text(texts[0])
+            else:
+                given[name] = _plain(name, _GLOBUS_KINDS.get(name, "str"), texts[0])
+        endpoint = place.partition(":")[2]
+        return GlobusCompute(endpoint, user_endpoint_config=config, **given)
+    except WorkflowError as error:
+        raise WorkflowError(f"--executor {where}: {error}") from error
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 # --- the user's own ---------------------------------------------------------------------

@@ -30,11 +30,12 @@ SCRIPTS = (
     "docs/hpo-design.md",
 )
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-#: The graph and the timeline; six plots of studies.
+#: Graphs and timelines; six plots of studies.
 PICTURES = {
     "01_quickstart.ipynb": {"svg": 2, "png": 0},
     "02_hpo.ipynb": {"svg": 0, "png": 6},
     "03_hpc.ipynb": {"svg": 2, "png": 0},
+    "05_globus_compute.ipynb": {"svg": 3, "png": 0},
 }
 #: Seconds that a whole page may take: a safety net.
 PATIENCE = 100
@@ -182,6 +183,8 @@ def test_notebook(path: Path, folder: Path) -> None:
     nbformat = pytest.importorskip("nbformat")
     if path.name == "03_hpc.ipynb":
         skip_without_slurm()
+    if path.name == "05_globus_compute.ipynb":
+        skip_without_globus()
     if path.name == "02_hpo.ipynb":
         for package in ("optuna", "nevergrad", "sklearn", "matplotlib", "pandas"):
             pytest.importorskip(package)
@@ -197,6 +200,18 @@ def skip_without_slurm() -> None:
     try:
         Slurm().start().close()
     except SlurmMissing as missing:
+        pytest.skip(str(missing))
+
+
+def skip_without_globus() -> None:
+    pytest.importorskip("globus_compute_sdk", reason="no Globus Compute SDK: extra 'globus'")
+    from pandaflow.testing.globus.broker import RabbitMissing, find_programs
+    from pandaflow.testing.globus.environment import GlobusMissing, endpoint_environment
+
+    try:
+        find_programs()
+        endpoint_environment()
+    except (RabbitMissing, GlobusMissing) as missing:
         pytest.skip(str(missing))
 
 

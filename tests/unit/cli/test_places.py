@@ -113,6 +113,34 @@ def test_errors_name_the_setting_and_what_was_written(query: str, told: str) -> 
     assert told in str(caught.value) and f"slurm:main?{query}" in str(caught.value)
 
 
+ENDPOINT = "4b116d3c-1703-4f8f-9f6f-39921e5864df"
+
+
+def test_an_endpoint_of_globus_compute() -> None:
+    where = f"globus:{ENDPOINT}?slots=64&data=/scratch&config.ACCOUNT=m1234&config.NODES=2"
+    executor = parse_executor(where, None)
+    (endpoint,) = executor.settings.endpoints
+    assert (endpoint.id, endpoint.slots) == (ENDPOINT, 64)
+    assert endpoint.config == {"ACCOUNT": "m1234", "NODES": 2}
+    assert executor.settings.data == "/scratch"
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("globus:here", "no UUID"),
+        ("globus:", "no UUID"),
+        (f"globus:{ENDPOINT}?slots=many", "slots='many'"),
+        (f"globus:{ENDPOINT}?slot=4", "'slot'"),
+        (f"globus:{ENDPOINT}?slots=4&slots=5", "slots is given twice"),
+    ],
+)
+def test_endpoints_that_are_written_wrong(where: str, told: str) -> None:
+    with pytest.raises(WorkflowError) as caught:
+        parse_executor(where, None)
+    assert told in str(caught.value) and where in str(caught.value)
+
+
 def test_htcondor_has_no_queues() -> None:
     with pytest.raises(WorkflowError, match="no queues"):
         parse_executor("htcondor:main", None)
