@@ -13,6 +13,7 @@ from pandaflow.testing.postgres import PostgresMissing, PostgresServer
 from pandaflow.testing.slurm import Slurm, SlurmMissing
 
 if TYPE_CHECKING:
+    from pandaflow.testing.globus.endpoint import Endpoint
     from pandaflow.testing.globus.local import Globus
 
 
@@ -97,3 +98,17 @@ def globus(globus_session: Globus) -> Iterator[Globus]:
     with globus_session.here():
         yield globus_session
     globus_session.reset()
+
+
+@pytest.fixture
+def endpoint(globus: Globus) -> Endpoint:
+    """An endpoint that tests share, so they leave it as it is."""
+    return globus.endpoint()
+
+
+@pytest.fixture
+def mortal(globus: Globus) -> Iterator[Endpoint]:
+    """An endpoint for tests that kill."""
+    endpoint = globus.endpoint("mortal")
+    yield endpoint
+    endpoint.stop()

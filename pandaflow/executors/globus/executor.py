@@ -14,8 +14,9 @@ from pandaflow.ports import Report, Session
 class GlobusCompute:
     """Runs jobs on endpoints of Globus Compute.
 
-    Functions need PandaFlow on the endpoint, of this version and under the same minor version of
-    Python; commands run on any.
+    Functions need PandaFlow on the endpoint, of this version. Under another minor version of
+    Python, only those run that both sides import, ``pf.task(module.function)``: byte code does not
+    travel. Commands run on any endpoint.
 
     Parameters
     ----------
@@ -44,6 +45,14 @@ class GlobusCompute:
     ------
     WorkflowError
         Names the setting.
+
+    Notes
+    -----
+    The service cannot cancel tasks, so jobs are stopped by marks: files ``BUNDLE.stop``, which each
+    job looks for while it runs. They are in ``data``; without it, in ``~/.pandaflow/RUN`` at the
+    endpoint, where a task leaves them. That task needs a worker, so give an endpoint more workers
+    than ``slots``, or ``data``, if you want to cancel jobs that run. A person with an account there
+    can leave a mark as well: ``touch ~/.pandaflow/RUN/BUNDLE.stop``.
 
     Examples
     --------

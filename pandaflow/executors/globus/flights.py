@@ -52,16 +52,28 @@ class Place:
         Known once its probe has come back.
     refuses : str
         Why it cannot run functions; empty: it can.
+    foreign : str
+        Why it cannot run functions that travel as byte code; empty: it can.
+    greeting : Future or None
+        Of the task that ends at once, which was sent with its first jobs.
+    woken : float
+        When it was sent a task only for its user endpoint to start (monotonic).
+    answered : float
+        When that came back (monotonic), infinity if it has not.
     probed : float
         When the probe was sent (monotonic), infinity if none is on its way.
     user_endpoint : str
         Id of the user endpoint that does its work; empty while it is not known.
     ended_task : str
         A small task that it has had: the service says which user endpoint has run it.
+    asked : float
+        When that was sent (monotonic).
     online : bool
         What the service said last; before it has said anything, true.
+    returned : float
+        When it was seen to be online again (monotonic).
     seen : float
-        When its user endpoint was seen online (monotonic).
+        When its user endpoint was seen online, or was sent what has come back (monotonic).
     away : int
         Looks in a row at which its user endpoint was offline.
     heartbeat : float
@@ -78,10 +90,16 @@ class Place:
     heartbeat: float
     facts: Facts | None = None
     refuses: str = ""
+    foreign: str = ""
+    greeting: Future[Any] | None = None
+    woken: float = -math.inf
+    answered: float = math.inf
     probed: float = math.inf
     user_endpoint: str = ""
     ended_task: str = ""
+    asked: float = -math.inf
     online: bool = True
+    returned: float = -math.inf
     seen: float = -math.inf
     away: int = 0
     closed: float = -math.inf
@@ -93,6 +111,11 @@ class Place:
     def name(self) -> str:
         """Name of the endpoint."""
         return self.endpoint.name
+
+    @property
+    def silent(self) -> bool:
+        """Whether its greeting was not answered."""
+        return self.greeting is not None and not self.greeting.done()
 
     def takes(self, now: float) -> bool:
         """Whether it may be sent anything now."""

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import base64
 import json
-import os
+import pickletools
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
 
 from pandaflow import __version__
+from pandaflow.data.results import ResultStore
+from pandaflow.executors.globus import wire
 
 #: Bytes of a payload that a function carries at most; larger ones travel with their bundles.
 CARRIED = 1_000_000
+#: What cloudpickle calls to build a function again from its byte code.
+_BUILDERS = frozenset({"CodeType", "_make_function"})
 
 PROBE = '''\
 def pandaflow_probe():
@@ -92,6 +94,32 @@ def shell_function(walltime: float | None) -> Function:
     return Function("pandaflow_shell", walltime=walltime)
 
 
+def has_byte_code(pickled: bytes) -> bool:
+    """Tell whether a pickle holds byte code, which one minor version of Python reads only.
+
+    Functions that both sides import travel by name. Pickles within pickles are looked into.
+    """
+    for _, value, _ in pickletools.genops(pickled):
+        if isinstance(value, str) and value in _BUILDERS:
+            return True
+        if isinstance(value, bytes) and value[:1] == b"\x80" and _holds_byte_code(value):
+            return True
+    return False
+
+
+def _holds_byte_code(data: bytes) -> bool:
+    try:
+        return has_byte_code(data)
+    except ValueError:  # it only begins like a pickle
+        return False
+
+
+def beside(results: ResultStore) -> str | None:
+    """Return the folder or URL that all runs' results are in; None if a run's has no parent."""
+    parent, _, name = (results.local or results.url).rpartition("/")
+    return parent if name and parent and not parent.endswith(":/") else None
+
+
 class Registry:
     """Ids of functions.
 
@@ -101,15 +129,15 @@ class Registry:
         Address of the service, which is part of the key.
     register : callable
         Registers a function and returns its id.
-    folder : Path or None
-        Where ids are kept for later runs; None: nowhere.
+    folder : str or None
+        Folder or URL where ids are kept for later runs; None: nowhere.
     """
 
     def __init__(
-        self, service: str, register: Callable[[Function], str], folder: Path | None
+        self, service: str, register: Callable[[Function], str], folder: str | None
     ) -> None:
         self._service, self._register = service, register
-        self._path = folder / "globus-functions.json" if folder is not None else None
+        self._url = f"{folder}/globus-functions.json" if folder is not None else None
         self._ids: dict[str, str] = {}
         self._lock = threading.Lock()
 
@@ -135,8 +163,8 @@ class Registry:
 
     def _kept(self) -> dict[str, str]:
         with suppress(OSError, ValueError):
-            if self._path is not None:
-                kept = json.loads(self._path.read_text())
+            if self._url is not None:
+                kept = json.loads(wire.read(wire.Ref(self._url, 0)))
                 return {str(key): str(value) for key, value in kept.items()}
         return {}
 
@@ -145,9 +173,6 @@ class Registry:
         self._write(self._kept() | dict(new))
 
     def _write(self, ids: Mapping[str, str]) -> None:
-        if self._path is None:
-            return
-        with suppress(OSError):  # a cache that cannot be written is no failure
-            with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False) as file:
-                json.dump(ids, file, indent=1)
-            os.replace(file.name, self._path)
+        if self._url is not None:
+            with suppress(OSError):  # a cache that cannot be written is no failure
+                wire.write(self._url, json.dumps(ids, indent=1).encode())

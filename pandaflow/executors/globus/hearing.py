@@ -11,6 +11,7 @@ from pandaflow.core.errors import DataError
 from pandaflow.executors.channel import unpack_said
 from pandaflow.executors.globus import outcome, shell, wire
 from pandaflow.executors.globus.flights import Account, Flight, Place, refused
+from pandaflow.executors.globus.link import FINAL, http_status
 from pandaflow.executors.globus.settings import GlobusSettings
 from pandaflow.executors.globus.verdicts import Verdict, judge
 from pandaflow.executors.globus.wire import Ref, Reply
@@ -44,8 +45,7 @@ class Hearing:
         if flight.gone:
             return
         try:
-            if flight.place is not None and flight.tasks and not flight.place.ended_task:
-                flight.place.ended_task = flight.tasks[at]
+            self._note_place(flight, at)
             if flight.commands is None:
                 self._reply(flight, result)
             else:
@@ -54,6 +54,15 @@ class Hearing:
             self._account.lose(flight, str(error))
         except OSError as error:
             self._account.tell(outcome.unwritten(flight.spec, error, self._account.results))
+
+    def _note_place(self, flight: Flight, at: int) -> None:
+        place = flight.place
+        if place is None or not flight.tasks:
+            return
+        # The queue keeps the order: what was sent before this is not in it any more.
+        place.seen = max(place.seen, flight.sent)
+        if not place.ended_task:
+            place.ended_task, place.asked = flight.tasks[at], flight.sent
 
     def _reply(self, flight: Flight, result: Any) -> None:
         reply = self._unpacked(result)
@@ -148,10 +157,10 @@ class Hearing:
     def probe_failed(self, place: Place, error: BaseException) -> None:
         """Try again later; an endpoint that runs nothing refuses from now on."""
         verdict, told = judge(error)
-        if verdict == "broken":
+        if verdict == "broken" or http_status(error) in FINAL:
             place.refuses = f"endpoint {place.name} runs nothing: {told}"
             place.closed = 0.0
-        else:
+        elif verdict != "unheard":  # a request that was not taken is made again by and by
             self._close(place, told)
 
     def _close(self, place: Place | None, told: str) -> None:

@@ -1,6 +1,8 @@
-"""What the next driver of a run must know to go on with it: task group, tasks of each bundle.
+"""What the next driver of a run must know: task group, user endpoints, tasks of each bundle.
 
-A file of lines in the run's folder, only appended to. A line cut short by a power cut is left out.
+It lies beside the run's results. In a folder it is a file of lines, only appended to; a line cut
+short by a power cut is left out. In an object store, where nothing can be appended, each note is an
+object of its own.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ import base64
 import json
 import os
 import pickle
-from collections.abc import Iterable, Sequence
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +20,8 @@ from typing import Any
 
 from pandaflow.core.bundle import BundleSpec
 from pandaflow.data.results import ResultStore
-from pandaflow.executors.globus.flights import Commands, Flight
+from pandaflow.executors.globus import wire
+from pandaflow.executors.globus.flights import Commands, Flight, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,32 +47,51 @@ class Entry:
 
 
 class Journal:
-    """The journal of one run; keeps nothing where the results are no local folder.
+    """The journal of one run.
 
     Parameters
     ----------
     results : ResultStore
+        Of the run.
+
+    Attributes
+    ----------
+    group : str or None
+        The task group that was noted last.
+    user_endpoints : dict of str to str
+        Ids of the user endpoints that do the work, by name of endpoint.
+    entries : dict of int to Entry
+        What earlier sessions have noted, by bundle.
     """
 
     def __init__(self, results: ResultStore) -> None:
         folder = results.local
         self._path = Path(folder, "globus", "journal") if folder is not None else None
+        self._url = f"{results.url}/globus/journal"
+        self._written = 0
         self.group: str | None = None
+        self.user_endpoints: dict[str, str] = {}
         self.entries: dict[int, Entry] = {}
-        for line in self._lines():
-            self._take(line)
+        with suppress(OSError):  # nothing is known: what was sent is sent again
+            for line in self._lines():
+                self._take(line)
 
-    def _lines(self) -> list[bytes]:
-        with suppress(OSError):
-            if self._path is not None:
-                return self._path.read_bytes().splitlines()
-        return []
+    def _lines(self) -> Iterator[bytes]:
+        if self._path is not None:
+            yield from self._path.read_bytes().splitlines()
+            return
+        there = sorted(wire.names(self._url))
+        self._written = len(there)
+        for name in there:
+            yield from wire.read(wire.Ref(f"{self._url}/{name}", 0)).splitlines()
 
     def _take(self, line: bytes) -> None:
         with suppress(ValueError, LookupError, TypeError, EOFError, pickle.UnpicklingError):
             told = json.loads(line)
             if "group" in told:
                 self.group = str(told["group"])
+            elif "user_endpoint" in told:
+                self.user_endpoints[str(told["endpoint"])] = str(told["user_endpoint"])
             else:
                 entry: Entry = pickle.loads(base64.b64decode(told["entry"]))
                 self.entries[entry.spec.bundle] = entry
@@ -79,25 +102,45 @@ class Journal:
         Raises
         ------
         OSError
-            The run's folder cannot be written.
+            It cannot be written.
         """
-        if self._path is None:
-            return
-        lines: list[dict[str, Any]] = []
+        lines: list[Mapping[str, Any]] = []
         if group != self.group:
             self.group = group
             lines.append({"group": group})
         lines += [_entry(flight) for flight in flights if flight.place is not None]
-        self._append(json.dumps(line).encode() for line in lines)
+        self._append(lines)
 
-    def _append(self, lines: Iterable[bytes]) -> None:
-        assert self._path is not None
-        data = b"".join(b"\n" + line for line in lines)
+    def note_user_endpoints(self, places: Iterable[Place]) -> None:
+        """Note the user endpoints that have become known: the next driver sees if they are dead.
+
+        Raises
+        ------
+        OSError
+            It cannot be written.
+        """
+        told = {place.name: place.user_endpoint for place in places if place.user_endpoint}
+        new = [name for name, user in told.items() if self.user_endpoints.get(name) != user]
+        self.user_endpoints |= told
+        self._append([{"endpoint": name, "user_endpoint": told[name]} for name in new])
+
+    def _append(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        if lines:
+            self._write(b"".join(b"\n" + json.dumps(line).encode() for line in lines))
+
+    def _write(self, data: bytes) -> None:
+        if self._path is None:
+            # In the order of writing; a driver that was taken for dead must not write over it.
+            name = f"{self._written:08d}-{secrets.token_hex(4)}"
+            wire.write(f"{self._url}/{name}", data)
+            self._written += 1
+            return
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         try:
-            file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            file = os.open(self._path, flags, 0o644)
         except FileNotFoundError:
             self._path.parent.mkdir(parents=True)
-            file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            file = os.open(self._path, flags, 0o644)
         try:
             os.write(file, data)
         finally:

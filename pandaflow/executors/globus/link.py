@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pandaflow.core.errors import SiteError
+from pandaflow.core.model import Resources
 from pandaflow.executors.globus.functions import Function
 from pandaflow.executors.globus.settings import Endpoint
 
@@ -29,6 +30,8 @@ _SIGN_IN = (
 _LINES = 1_000_000
 #: Calls that the SDK may put into one request: ours are together already.
 _TOGETHER = 100_000
+#: HTTP statuses with which the service refuses something for good.
+FINAL = frozenset({400, 403, 413, 422, 423})
 #: Of the SDK's own throttle: it counts small submissions, and ours are paced already.
 _BURST, _BURST_S = 8, 1
 
@@ -109,6 +112,17 @@ def http_status(error: BaseException | None) -> int:
 def short(error: BaseException | None) -> str:
     """Return an error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:600]
+
+
+def specification(resources: Resources) -> dict[str, int] | None:
+    """Return the ``resource_specification`` of jobs; None for those of one rank."""
+    if not resources.parallel:
+        return None
+    return {
+        "num_nodes": resources.nodes,
+        "ranks_per_node": resources.ranks_per_node,
+        "num_ranks": resources.nodes * resources.ranks_per_node,
+    }
 
 
 class Link:
@@ -223,17 +237,14 @@ class Link:
 
     def _ready(self) -> Any:
         if self._executor is None:
-            from globus_compute_sdk import Executor
-
-            self._executor = Executor(
+            self._executor = _own_executor(
                 client=self._client,
                 task_group_id=self._group,
                 batch_size=_TOGETHER,
                 api_burst_limit=_BURST,
                 api_burst_window_s=_BURST_S,
             )
-            # Otherwise the SDK takes the group of another session in this process, whose end
-            # would be the end of our futures.
+            # Otherwise the SDK takes the group of an executor of the user's in this process.
             self._executor.task_group_id = self._group
         return self._executor
 
@@ -308,3 +319,25 @@ def _shell(function: Function) -> Any:
         name=function.name,
         return_dict=True,
     )
+
+
+def _own_executor(**settings: Any) -> Any:
+    """Return an SDK executor that keeps its task group to itself.
+
+    The SDK remembers the group that was set last for all executors to come: one of the user's own
+    would share our queue of results, and lose some of them when our session ends.
+    """
+    import uuid
+
+    from globus_compute_sdk import Executor
+
+    class OwnExecutor(Executor):
+        @property
+        def task_group_id(self) -> Any:
+            return self._task_group_id
+
+        @task_group_id.setter
+        def task_group_id(self, group: Any) -> None:
+            self._task_group_id = uuid.UUID(str(group)) if group else None
+
+    return OwnExecutor(**settings)

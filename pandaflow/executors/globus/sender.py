@@ -19,7 +19,6 @@ from typing import Any, TypeAlias
 from pandaflow.core import brokerage
 from pandaflow.core.errors import DataError, PandaflowError, SiteError, WorkflowError
 from pandaflow.core.events import BundlePlaced
-from pandaflow.core.model import Resources
 from pandaflow.executors.command import parse_command
 from pandaflow.executors.globus import coalesce, shell, wire
 from pandaflow.executors.globus.flights import (
@@ -33,12 +32,14 @@ from pandaflow.executors.globus.flights import (
 )
 from pandaflow.executors.globus.functions import (
     CARRIED,
+    Function,
     Registry,
     bundle_function,
+    has_byte_code,
     probe_function,
     shell_function,
 )
-from pandaflow.executors.globus.link import Call, Link, http_status, short
+from pandaflow.executors.globus.link import FINAL, Call, Link, http_status, short, specification
 from pandaflow.executors.globus.settings import GlobusSettings
 from pandaflow.executors.outcome import JobFailed
 from pandaflow.executors.template import load_payload
@@ -52,6 +53,8 @@ _AHEAD = 3
 _SHELL_ROOM = 4_096
 #: Seconds after a walltime at which a shell function itself gives up its script.
 _NET_S = 60.0
+#: Seconds that shell functions of our own may take.
+_OWN_S = 60.0
 #: The SDK may make two requests of what it is handed at once.
 _SPLIT = 2
 
@@ -65,6 +68,7 @@ class Outgoing:
 
     place: Place
     sent: list[Sent]
+    at: float
 
     @property
     def flights(self) -> list[Flight]:
@@ -135,7 +139,7 @@ class Sender:
         requests, seconds = settings.rate
         self._pace = coalesce.Pace(max(1, requests // _SPLIT), seconds)
         self._limit = settings.request_bytes
-        self._at, self._delay = 0.0, BACK_OFF_S[0]
+        self._at, self._held, self._delay = 0.0, 0.0, BACK_OFF_S[0]
         self.outgoing: Outgoing | None = None
         self._own: list[tuple[Place, Call, Future[Any]]] = []
         home = f"~/.pandaflow/{run}"
@@ -156,13 +160,14 @@ class Sender:
             return now + 0.02
         if not self._own and not any(flight.ready for flight in self._account.flights.values()):
             return math.inf
-        return max(self._at, now + self._pace.wait(now), now + 0.05)
+        return max(self._at, self._held, now + self._pace.wait(now), now + 0.05)
 
     def turn(self) -> list[Sent]:
         """See to the request on its way, and make the next; return what was accepted."""
         accepted = self._confirm() if self.outgoing is not None else []
         now = time.monotonic()
-        if self.outgoing is None and now >= self._at and not self._pace.wait(now):
+        ready = now >= max(self._at, self._held) and not self._pace.wait(now)
+        if self.outgoing is None and ready:
             self._send()
         return accepted
 
@@ -178,10 +183,18 @@ class Sender:
         place.probed = time.monotonic()
         return self.own_call(place, Call(probe_function(), size=1_000))
 
+    def wake(self, place: Place) -> Future[Any]:
+        """Have an endpoint do nothing: a user endpoint that is not there starts with it."""
+        place.woken, place.answered = time.monotonic(), math.inf
+        known = place.facts is not None
+        return self.own_call(
+            place, _greeting(probe_function() if known else shell_function(_OWN_S))
+        )
+
     def stop(self, place: Place, numbers: Sequence[int]) -> Future[Any]:
         """Leave marks at an endpoint for bundles to stop."""
         line = shell.stop_line(numbers, self.shell_board)
-        return self.own_call(place, Call(shell_function(60.0), kwargs={"line": line}, size=1_000))
+        return self.own_call(place, Call(shell_function(_OWN_S), kwargs={"line": line}, size=1_000))
 
     # --- what, and where to -------------------------------------------------------------
 
@@ -240,7 +253,8 @@ class Sender:
         """Return the endpoints that may ever take a bundle."""
         places = self._account.places.values()
         if flight.spec.kind != "command":
-            flight.refused |= {place.name: place.refuses for place in places if place.refuses}
+            told = {place.name: _refusal(place, flight) for place in places}
+            flight.refused |= {name: why for name, why in told.items() if why}
         return [
             place
             for place in places
@@ -252,13 +266,20 @@ class Sender:
         """Send as many bundles as one request takes."""
         sizes = [flight.size for flight in group]
         count = coalesce.first_group(sizes, self._limit, self._settings.request_tasks)
-        calls = [(f, at, call) for f in group[:count] for at, call in enumerate(f.calls)]
+        calls: list[tuple[Flight | None, int, Call]] = []
+        if place.greeting is None:
+            # Its record tells early which user endpoint does the work, and that it has begun.
+            command = group[0].spec.kind == "command"
+            calls = [(None, 0, _greeting(group[0].function if command else probe_function()))]
+        calls += [(f, at, call) for f in group[:count] for at, call in enumerate(f.calls)]
         if self._account.several:
             now = time.time()
             for flight in group[:count]:
                 reason = deal.reasons[flight.number]
                 self._account.report(BundlePlaced(now, flight.number, place.name, reason))
-        self._submit(place, calls, specification(group[0].spec.resources))
+        sent = self._submit(place, calls, specification(group[0].spec.resources))
+        if sent[0][0] is None:
+            place.greeting = sent[0][2]
 
     # --- what bundles are sent as -------------------------------------------------------
 
@@ -369,7 +390,7 @@ class Sender:
             if flight is not None:
                 flight.place, flight.sent = place, now
                 flight.futures.append(future)
-        self.outgoing = Outgoing(place, sent)
+        self.outgoing = Outgoing(place, sent, now)
         return sent
 
     def _confirm(self) -> list[Sent]:
@@ -384,7 +405,7 @@ class Sender:
             self._delay = BACK_OFF_S[0]
         for flight, _, future in outgoing.sent:
             if flight is None and task_of(future):
-                outgoing.place.ended_task = task_of(future)
+                outgoing.place.ended_task, outgoing.place.asked = task_of(future), outgoing.at
         for flight in outgoing.flights:
             if all(map(task_of, flight.futures)):
                 flight.tasks = [task_of(future) for future in flight.futures]
@@ -395,6 +416,7 @@ class Sender:
     def _not_taken(self, outgoing: Outgoing, failed: Sequence[Future[Any]]) -> None:
         """Try again later, or smaller; or give up what will never be taken."""
         self._link.renew()
+        outgoing.place.greeting = None
         error = next(
             (e for f in failed if (e := _error_of(f)) and not isinstance(e, RuntimeError)),
             _error_of(failed[0]),
@@ -404,16 +426,17 @@ class Sender:
             flight.take_back()
         status = http_status(error)
         if status == 404 and "FUNCTION" in str(error):
-            for flight in back:
-                self._registry.forget(flight.function)
+            ours = (probe_function(), shell_function(_OWN_S))
+            for function in {*ours, *(flight.function for flight in back)}:
+                self._registry.forget(function)
         elif status == 413 and len(back) > 1:
             self._limit = sum(flight.size for flight in back) // 2
             return
-        elif status in (400, 403, 404, 413, 422, 423):
+        elif status == 404 or status in FINAL:
             for flight in back:
                 flight.refused[outgoing.place.name] = short(error)
             return
-        self._at = time.monotonic() + self._delay
+        self._held = time.monotonic() + self._delay
         self._delay = min(2 * self._delay, BACK_OFF_S[1])
         self._account.show(f"nothing can be submitted now: {short(error)}")
 
@@ -427,15 +450,19 @@ def _known(place: Place, flight: Flight) -> bool:
     return flight.spec.kind == "command" or place.facts is not None
 
 
-def specification(resources: Resources) -> dict[str, int] | None:
-    """Return the ``resource_specification`` of jobs; None for those of one rank."""
-    if not resources.parallel:
-        return None
-    return {
-        "num_nodes": resources.nodes,
-        "ranks_per_node": resources.ranks_per_node,
-        "num_ranks": resources.nodes * resources.ranks_per_node,
-    }
+def _greeting(function: Function) -> Call:
+    """Return a call that does nothing of note, and takes no time."""
+    kwargs = {} if function.source else {"line": "true"}
+    return Call(function, kwargs=kwargs, size=1_000)
+
+
+def _refusal(place: Place, flight: Flight) -> str:
+    """Say why an endpoint cannot run a bundle of functions; empty if it can."""
+    if place.refuses or not place.foreign:
+        return place.refuses
+    if has_byte_code(_given(flight).code):
+        return f"{flight.spec.name} travels as byte code, and {place.foreign}"
+    return ""
 
 
 def task_of(future: Future[Any]) -> str:

@@ -11,28 +11,26 @@ endpoint, stop bundles; those that have not begun see their mark before they beg
 from __future__ import annotations
 
 import logging
-import queue
-import threading
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from pandaflow.core.errors import SiteError
 from pandaflow.core.events import SlotsChanged
 from pandaflow.data.results import ResultStore
 from pandaflow.executors.globus import watch, wire
 from pandaflow.executors.globus.flights import Account, Facts, Flight, Place, reasons, refused
-from pandaflow.executors.globus.functions import Registry
+from pandaflow.executors.globus.functions import Registry, beside
 from pandaflow.executors.globus.hearing import Hearing
 from pandaflow.executors.globus.journal import Journal
 from pandaflow.executors.globus.link import Link
 from pandaflow.executors.globus.remote import begun_mark, stop_mark
 from pandaflow.executors.globus.sender import Sender, task_of
 from pandaflow.executors.globus.settings import GlobusSettings
+from pandaflow.executors.orders import Orders
 from pandaflow.ports import Assignment, Report
 
 logger = logging.getLogger("pandaflow.executors")
@@ -43,9 +41,6 @@ GONE_S = 30.0
 _MARKS_S = (0.1, 5.0)
 #: Seconds until results that were not heard of are asked for again.
 _RELOAD_S = 5.0
-_ENDED = "this session with Globus Compute has ended"
-
-Order: TypeAlias = tuple[str, Any]
 
 
 class GlobusSession:
@@ -88,25 +83,31 @@ class GlobusSession:
         for place in places:
             place.online = self._link.check(place.endpoint).online
             self._learn(place, facts.get(place.endpoint.key))
-        folder = Path(store.local).parent if store.local is not None else None
-        registry = Registry(self._link.address, self._link.register, folder)
+        registry = Registry(self._link.address, self._link.register, beside(store))
         self._sender = Sender(self._account, self._link, registry, settings, run_id)
-        self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._hearing = Hearing(self._account, settings, self._stop_flight)
         self._poller = ThreadPoolExecutor(1, thread_name_prefix="pandaflow-globus-poll")
-        self._polling = self._closing = False
+        self._polling = False
         self._poll_at, self._marks_at, self._reload_at = 0.0, 0.0, float("inf")
         self._by_task: dict[str, tuple[Flight, int]] = {}
         self._account.show(reasons(self._account.places, time.monotonic()))
         report(self._account.state())
-        self._thread = threading.Thread(target=self._live, name="pandaflow-globus", daemon=True)
-        self._thread.start()
+        self._orders = Orders(
+            run_id,
+            "Globus Compute",
+            wait=self._wait,
+            carry_out=self._carry_out,
+            turn=self._turn,
+            leave=self._leave,
+            give_up=self._give_up,
+        )
+        self._orders.start()
 
     # --- the port -----------------------------------------------------------------------
 
     def submit(self, assignments: Sequence[Assignment]) -> None:
         """Take bundles in."""
-        self._order("submit", list(assignments))
+        self._orders.submit(assignments)
 
     def adopt(self, bundles: Sequence[int]) -> set[int]:
         """Go on with those of these bundles that the service has accepted from an earlier session.
@@ -114,57 +115,30 @@ class GlobusSession:
         Results that came meanwhile are collected. What else the earlier session left is told to
         stop.
         """
-        adopted: Future[set[int]] = Future()
-        self._order("adopt", (set(bundles), adopted))
-        while self._thread.is_alive() or adopted.done():
-            with suppress(TimeoutError):
-                return adopted.result(timeout=1.0)
-        raise SiteError(_ENDED)
+        adopted: set[int] = self._orders.ask("adopt", set(bundles))
+        return adopted
 
     def cancel(self, bundles: Sequence[int]) -> None:
         """Drop bundles that wait, stop those that run."""
-        self._orders.put(("cancel", list(bundles)))
+        self._orders.put("cancel", list(bundles))
 
     def release(self, bundles: Sequence[int]) -> None:
         """Do nothing: no values are kept in memory."""
 
     def close(self, *, kill: bool = False) -> None:
         """Stop all that is left, and wait until it has ended, for a while."""
-        if self._thread.is_alive():
-            self._orders.put(("close", None))
-            self._thread.join()
-
-    def _order(self, kind: str, what: Any) -> None:
-        if not self._thread.is_alive():
-            raise SiteError(_ENDED)
-        self._orders.put((kind, what))
+        self._orders.close()
+        self._poller.shutdown(wait=False, cancel_futures=True)
+        self._link.close()
 
     # --- the thread ---------------------------------------------------------------------
 
-    def _live(self) -> None:
-        try:
-            while not self._closing:
-                self._obey(self._wait())
-                self._turn()
-            self._leave()
-        except BaseException as error:  # a mistake of ours: the run must hear of it, not hang
-            reason = f"the session with Globus Compute broke: {type(error).__name__}: {error}"
-            logger.exception("%s: %s", self._run, reason)
-            self._give_up(reason)
-        finally:
-            self._poller.shutdown(wait=False, cancel_futures=True)
-            self._link.close()
-
-    def _give_up(self, reason: str) -> None:
-        self._closing = True
+    def _give_up(self, reason: str, untaken: Sequence[Assignment]) -> None:
         self._account.report(SlotsChanged(time.time(), "", 0, reason))
         for flight in list(self._account.flights.values()):
             self._account.tell(refused(flight.spec, reason))
-        with suppress(queue.Empty):
-            while True:
-                kind, what = self._orders.get(block=False)
-                for given in what if kind == "submit" else ():
-                    self._account.report(refused(given.spec, reason))
+        for given in untaken:
+            self._account.report(refused(given.spec, reason))
 
     def _wait(self) -> float:
         """Return the seconds until something is due."""
@@ -176,43 +150,36 @@ class GlobusSession:
             due.append(self._marks_at)
         return max(0.0, min(due) - now)
 
-    def _obey(self, seconds: float) -> None:
-        """Carry out the orders that there are; wait for the first."""
-        with suppress(queue.Empty):
-            kind, what = self._orders.get(timeout=seconds) if seconds else self._orders.get(False)
-            while True:
-                self._carry_out(kind, what)
-                kind, what = self._orders.get(block=False)
-
-    def _carry_out(self, kind: str, what: Any) -> None:
+    def _carry_out(self, kind: str, what: Any) -> Any:
         match kind:
             case "submit":
                 self._sender.gather()
                 self._account.take_in(what)
             case "adopt":
-                wanted, adopted = what
-                adopted.set_result(self._adopt(wanted))
+                return self._adopt(what)
             case "cancel":
                 self._stop(self._account.drop(what))
             case "done":
                 self._done(*what)
             case "probed":
                 self._probed(*what)
+            case "answered":
+                what.answered = time.monotonic()
             case "polled":
                 self._polled(what)
             case "reloaded":
                 self._reloaded(what)
-            case "close":
-                self._closing = True
+        return None
 
     def _turn(self) -> None:
         now = time.monotonic()
         if self._watched() and now >= self._marks_at:
             self._look_for_marks(now)
         self._probe_where_needed(now)
+        self._wake_where_needed(now)
         self._accept(self._sender.turn())
         if now >= self._reload_at:
-            self._reload_at = now + 12 * _RELOAD_S
+            self._reload_at = float("inf")  # the answer comes, and may take long: it is large
             self._in_background("reloaded", self._link.reload)
         if self._looking() and now >= self._poll_at and not self._polling:
             self._poll_at = now + self._settings.poll_seconds
@@ -242,14 +209,15 @@ class GlobusSession:
                 self._by_task[task_of(future)] = (flight, at)
                 self._listen(flight, at, future)
 
-    def _note(self, flights: Sequence[Flight]) -> None:
+    def _note(self, flights: Sequence[Flight] = ()) -> None:
         try:
             self._journal.note(self._link.group, flights)
+            self._journal.note_user_endpoints(self._account.places.values())
         except OSError as error:  # only the next driver would miss it
             logger.warning("%s: the journal cannot be written: %s", self._run, error)
 
     def _listen(self, flight: Flight, at: int, future: Future[Any]) -> None:
-        future.add_done_callback(lambda done: self._orders.put(("done", (flight, at, done))))
+        future.add_done_callback(lambda done: self._orders.put("done", (flight, at, done)))
 
     def _done(self, flight: Flight, at: int, future: Future[Any]) -> None:
         """A call has ended, or the SDK will not tell how it does."""
@@ -283,14 +251,15 @@ class GlobusSession:
                 future.add_done_callback(partial(self._on_probe, place))
 
     def _on_probe(self, place: Place, future: Future[Any]) -> None:
-        self._orders.put(("probed", (place, future)))
+        self._orders.put("probed", (place, future))
 
     def _probed(self, place: Place, future: Future[Any]) -> None:
-        place.probed = float("inf")
+        sent, place.probed = place.probed, float("inf")
         error = future.exception(timeout=0)
         if error is not None:
             self._hearing.probe_failed(place, error)
             return
+        place.seen = max(place.seen, sent)
         facts = watch.facts_of(future.result())
         self._facts[place.endpoint.key] = facts
         self._learn(place, facts)
@@ -298,6 +267,17 @@ class GlobusSession:
     def _learn(self, place: Place, facts: Facts | None) -> None:
         if facts is not None:
             place.facts, place.refuses = facts, watch.mismatch(facts, place.name)
+            place.foreign = watch.foreign(facts, place.name)
+
+    def _wake_where_needed(self, now: float) -> None:
+        """Start user endpoints that died while jobs were in their queue."""
+        for place in watch.asleep(self._account, now):
+            future = self._sender.wake(place)
+            future.add_done_callback(partial(self._on_answer, place))
+
+    def _on_answer(self, place: Place, future: Future[Any]) -> None:
+        if future.exception(timeout=0) is None:
+            self._orders.put("answered", place)
 
     # --- looking ------------------------------------------------------------------------
 
@@ -335,6 +315,7 @@ class GlobusSession:
             return
         now = time.monotonic()
         lost = list(watch.judge(self._account, answer, now))
+        self._note()
         # The broker hands what was not acknowledged to the next user endpoint.
         self._stop([flight for flight, _ in lost])
         for flight, reason in lost:
@@ -355,7 +336,7 @@ class GlobusSession:
                 answer = call()
             except BaseException as error:  # noqa: BLE001 - of the SDK, globus_sdk, requests, pika
                 answer = error
-            self._orders.put((kind, answer))
+            self._orders.put(kind, answer)
 
         self._poller.submit(ask)
 
@@ -383,7 +364,7 @@ class GlobusSession:
         deadline = time.monotonic() + GONE_S
         stopping = self._account.stopping
         while stopping and time.monotonic() < deadline:
-            self._obey(0.02)
+            self._orders.obey(0.02)
             self._accept(self._sender.turn())
             for flight in list(stopping):
                 if flight.futures and all(future.done() for future in flight.futures):
@@ -399,12 +380,15 @@ class GlobusSession:
 
     def _adopt(self, wanted: set[int]) -> set[int]:
         entries, self._journal.entries = self._journal.entries, {}
-        first = next(iter(self._account.places.values()))
+        known, first = self._journal.user_endpoints, next(iter(self._account.places.values()))
         left: list[Flight] = []
         for number, entry in entries.items():
             place = self._account.places.get(entry.place, first)
             flight = Flight(entry.spec, commands=entry.commands, place=place)
             flight.tasks, flight.sent = list(entry.tasks), time.monotonic()
+            # What the earlier session has sent was taken out of the queue long ago.
+            place.user_endpoint = place.user_endpoint or known.get(place.name, "")
+            place.seen = math.nextafter(flight.sent, math.inf)
             if number in wanted:
                 self._account.flights[number] = flight
                 self._by_task |= {t: (flight, at) for at, t in enumerate(entry.tasks)}
@@ -421,7 +405,6 @@ class GlobusSession:
             self._account.show(f"results cannot be asked for: {answer}")
             self._reload_at = time.monotonic() + _RELOAD_S
             return
-        self._reload_at = float("inf")
         self._take_up(answer)
 
     def _take_up(self, futures: Sequence[Future[Any]]) -> None:

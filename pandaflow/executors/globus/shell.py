@@ -192,7 +192,8 @@ def script(
 ) -> str:
     """Return the script of a job."""
     walltime = spec.resources.walltime
-    begun = f"date +%s.%N > {_path(begun_mark(board, spec.bundle))}" if data else ":"
+    mark = _path(begun_mark(board, spec.bundle))
+    begun = f"mkdir -p {_path(board)} && date +%s.%N > {mark}" if data else ":"
     return _SCRIPT.format(
         word=f"pandaflow-{secrets.token_hex(8)}",
         stop=_path(stop_mark(board, spec.bundle)),

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from pandaflow.testing.daemons import Daemons, run_command, wait_until
@@ -54,7 +55,9 @@ engine:
     max_blocks: 1
     launcher:
       type: SimpleLauncher
-    worker_init: "export PATH=@bin@:$PATH; echo localhost > @nodes@; export PBS_NODEFILE=@nodes@"
+    worker_init: |
+      export PATH=@bin@:$PATH PBS_NODEFILE=@nodes@.{{ nodes|default(1) }}
+      { echo localhost; hostname; } | head -n {{ nodes|default(1) }} > $PBS_NODEFILE
 {% else %}
   type: {{ name }}
 {% endif %}
@@ -66,9 +69,10 @@ class Endpoint:
 
     Which engine runs a task is up to the submission: ``user_endpoint_config={"engine": …,
     "workers": n}`` with ``threads`` (the default; 4), ``processes`` (2), ``htex``
-    (GlobusComputeEngine; 2) or ``mpi`` (GlobusMPIEngine on one node, with ``mpiexec``). Any other
-    name is taken for an engine's type, so an unknown one shows how a user endpoint fails to
-    start. Every other configuration has a user endpoint of its own.
+    (GlobusComputeEngine; 2) or ``mpi`` (GlobusMPIEngine with ``mpiexec``, on one node; with
+    ``"nodes": 2``, on two names of this machine). Any other name is taken for an engine's type, so
+    an unknown one shows how a user endpoint fails to start. Every other configuration has a user
+    endpoint of its own.
 
     Parameters
     ----------
@@ -82,6 +86,8 @@ class Endpoint:
         Environment of its processes.
     programs
         Folder of ``globus-compute-endpoint``.
+    environment
+        More variables for its user endpoints and their workers.
 
     Attributes
     ----------
@@ -96,10 +102,12 @@ class Endpoint:
         daemons: Daemons,
         env: dict[str, str],
         programs: Path,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.id = ""
         self._service, self._daemons, self._programs = service, daemons, programs
+        self._environment = dict(environment or {})
         self._home = daemons.folder / name
         self._env = env | {
             "HOME": str(self._home),
@@ -202,6 +210,7 @@ class Endpoint:
             "GLOBUS_COMPUTE_USER_DIR": str(self._home / "user"),
             "HOME": str(self._home),
             "PATH": self._env["PATH"],
+            **self._environment,
         }
         # JSON is YAML.
         (self._folder / "user_environment.yaml").write_text(json.dumps(variables))

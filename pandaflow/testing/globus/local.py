@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -92,11 +92,23 @@ class Globus:
             finally:
                 _stop_watchers()
 
-    def endpoint(self, name: str = "main") -> Endpoint:
-        """Return the endpoint of this name, started when it does not run."""
+    def endpoint(
+        self, name: str = "main", environment: Mapping[str, str] | None = None
+    ) -> Endpoint:
+        """Return the endpoint of this name, started when it does not run.
+
+        Parameters
+        ----------
+        name
+            Of the endpoint.
+        environment
+            More variables for its user endpoints and their workers; looked at when the endpoint
+            is made.
+        """
         if name not in self._endpoints:
             programs = self._programs or endpoint_environment() / "bin"
-            made = Endpoint(name, self.service, self._daemons, self.env, programs)
+            more = environment or {}
+            made = Endpoint(name, self.service, self._daemons, self.env, programs, more)
             self._endpoints[name] = made
         endpoint = self._endpoints[name]
         if not endpoint.alive():

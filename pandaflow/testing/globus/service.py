@@ -153,6 +153,10 @@ class GlobusService:
         """Return all tasks ever accepted, in the order of submission."""
         return list(self._cloud.tasks.values())
 
+    def forget_functions(self) -> None:
+        """Lose every registered function, as a service that has expired them."""
+        self._cloud.functions.clear()
+
     # --- requests --------------------------------------------------------------------------
 
     def _answer(self, call: Call) -> Answer:

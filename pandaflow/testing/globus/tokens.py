@@ -35,6 +35,11 @@ class Tokens:
             self._clients[token] = client
         return token
 
+    def issued(self) -> list[str]:
+        """Return the access tokens that are valid."""
+        with self._lock:
+            return list(self._clients)
+
     def revoke_all(self) -> None:
         """Make every token invalid: the next request with one is answered with 401."""
         with self._lock:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import base64
+import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
+import pytest
+
+from pandaflow.core.template import Payload, Slot
+from pandaflow.data.results import ResultStore
 from pandaflow.executors.globus import functions, outcome, wire
 from pandaflow.executors.globus.functions import Function, Registry
 from pandaflow.testing import payloads
@@ -23,22 +30,48 @@ class Service:
 def test_ids_are_kept_for_the_next_run(tmp_path: Path) -> None:
     service = Service()
     one, two = functions.bundle_function(b"1"), functions.bundle_function(b"2")
-    first = Registry("https://here", service, tmp_path)
+    first = Registry("https://here", service, str(tmp_path))
     assert [first.id_of(one), first.id_of(two), first.id_of(one)] == ["id-1", "id-2", "id-1"]
-    later = Registry("https://here", service, tmp_path)
+    later = Registry("https://here", service, str(tmp_path))
     assert later.id_of(one) == "id-1"
-    assert Registry("https://there", service, tmp_path).id_of(one) == "id-3"
+    assert Registry("https://there", service, str(tmp_path)).id_of(one) == "id-3"
     later.forget(one)
     assert later.id_of(one) == "id-4"
-    assert Registry("https://here", service, tmp_path).id_of(two) == "id-2"
+    assert Registry("https://here", service, str(tmp_path)).id_of(two) == "id-2"
 
 
 def test_a_damaged_or_missing_folder_is_no_failure(tmp_path: Path) -> None:
     service = Service()
     (tmp_path / "globus-functions.json").write_text("{")
-    assert Registry("x", service, tmp_path).id_of(functions.probe_function()) == "id-1"
-    assert Registry("x", service, tmp_path / "no").id_of(functions.probe_function()) == "id-2"
+    assert Registry("x", service, str(tmp_path)).id_of(functions.probe_function()) == "id-1"
+    assert Registry("x", service, str(tmp_path / "no")).id_of(functions.probe_function()) == "id-2"
     assert Registry("x", service, None).id_of(functions.probe_function()) == "id-3"
+
+
+def test_ids_are_kept_in_an_object_store_as_well() -> None:
+    service, root = Service(), f"memory://{uuid.uuid4()}/results"
+    folder = functions.beside(ResultStore(f"{root}/run-1"))
+    assert folder == root
+    one = functions.bundle_function(b"1")
+    assert Registry("x", service, folder).id_of(one) == "id-1"
+    assert Registry("x", service, folder).id_of(one) == "id-1"
+
+
+@pytest.mark.parametrize(
+    ("run", "folder"),
+    [("/a/b/run-1", "/a/b"), ("s3://bucket/run", "s3://bucket"), ("s3://run", None)],
+)
+def test_ids_lie_beside_the_results_of_runs(run: str, folder: str | None) -> None:
+    assert functions.beside(ResultStore(run)) == folder
+
+
+def test_byte_code_is_told_from_names() -> None:
+    named = Payload(payloads.double, (Slot(0), "CodeTypes", b"\x80 no pickle"))
+    assert not functions.has_byte_code(cloudpickle.dumps(named))
+    for function in (lambda x: x, partial(lambda x, y: x, 1)):
+        coded = cloudpickle.dumps(Payload(function, (Slot(0),)))
+        assert functions.has_byte_code(coded)
+        assert functions.has_byte_code(cloudpickle.dumps({0: coded}))
 
 
 def test_keys_tell_functions_apart() -> None:

@@ -15,12 +15,12 @@ from pandaflow.core.brokerage import Site
 from pandaflow.core.events import BundleEnded, BundleLost, Event, SlotsChanged
 from pandaflow.core.model import Resources
 from pandaflow.data.results import ResultStore
-from pandaflow.executors.globus import flights, watch
+from pandaflow.executors.globus import flights, watch, wire
 from pandaflow.executors.globus.flights import MOST_LOSSES, Account, Facts, Place
 from pandaflow.executors.globus.functions import __version__
+from pandaflow.executors.globus.hearing import Hearing
 from pandaflow.executors.globus.journal import Journal
-from pandaflow.executors.globus.link import Health, TaskState
-from pandaflow.executors.globus.sender import specification
+from pandaflow.executors.globus.link import Health, TaskState, specification
 from pandaflow.executors.globus.settings import Endpoint, GlobusSettings
 from pandaflow.executors.globus.watch import Answer
 from pandaflow.testing import payloads
@@ -116,6 +116,52 @@ def test_a_finished_task_tells_the_user_endpoint(books: Books) -> None:
     assert (asked.user_endpoints, asked.tasks) == ({"near": "uep-1"}, ())
 
 
+def test_what_has_begun_is_lost_even_if_nobody_saw_the_user_endpoint(books: Books) -> None:
+    near = books.places[0]
+    near.user_endpoint = "uep"
+    begun, unknown = (books.take(n, at=near, sent=float(n)) for n in (1, 2))
+    begun.begun = 1.5
+    gone = books.answer(True, False, 3.0)
+    assert list(watch.judge(books.account, gone, 3.0)) == []
+    assert [flight for flight, _ in watch.judge(books.account, gone, 4.0)] == [begun]
+    near.ended_task, near.asked = "greeting", unknown.sent
+    told = books.answer(True, False, 5.0, greeting=TaskState("success", False, {}, "uep"))
+    assert unknown in [flight for flight, _ in watch.judge(books.account, told, 5.0)]
+
+
+def test_an_endpoint_that_is_cut_off_keeps_its_bundles_unless_another_could_run_them(
+    books: Books,
+) -> None:
+    near = books.places[0]
+    near.user_endpoint, near.seen = "uep", 5.0
+    flight = books.take(1, at=near, sent=1.0)
+    off = Answer(6.0, dict.fromkeys(["near", "far"], Health(False)), {"near": Health(False)})
+    for now in (6.0, 7.0, 8.0):
+        assert list(watch.judge(books.account, off, now)) == []
+    # Back again, its user endpoint has a heartbeat's time to say that it is there as well.
+    back = books.answer(True, False, 9.0)
+    assert list(watch.judge(books.account, back, 9.0)) == []
+    assert list(watch.judge(books.account, back, 9.0 + 6.0)) == []
+    assert [lost for lost, _ in watch.judge(books.account, back, 9.0 + 7.0)] == [flight]
+    near.away = 0
+    half = Answer(20.0, {"near": Health(False), "far": Health(True)}, {"near": Health(False)})
+    assert list(watch.judge(books.account, half, 20.0)) == []
+    assert [lost for lost, _ in watch.judge(books.account, half, 21.0)] == [flight]
+
+
+def test_a_user_endpoint_is_started_again_for_what_waits_in_its_queue(books: Books) -> None:
+    near = books.places[0]
+    near.user_endpoint, near.away, near.asked = "uep", 2, 10.0
+    assert watch.asleep(books.account, 100.0) == []
+    books.take(1, at=near, sent=12.0)
+    assert watch.asleep(books.account, 10.0 + 17.0) == []
+    assert watch.asleep(books.account, 10.0 + 18.0) == [near]
+    near.woken = 28.0
+    assert watch.asleep(books.account, 30.0) == []
+    near.online = False
+    assert watch.asleep(books.account, 100.0) == []
+
+
 @pytest.mark.parametrize(
     ("walltime", "begun", "timeout", "now", "late"),
     [
@@ -140,7 +186,7 @@ def test_what_is_overdue(
     ("facts", "told"),
     [
         (Facts(HERE, __version__, ""), ""),
-        (Facts((3, 9, 1), __version__, ""), "runs Python 3.9 and this driver"),
+        (Facts((3, 9, 1), __version__, ""), ""),
         (Facts(HERE, "", ""), f"pip install pandaflow=={__version__}"),
         (Facts(HERE, "0.0.1", ""), "has PandaFlow 0.0.1"),
     ],
@@ -149,6 +195,13 @@ def test_what_the_probe_finds_is_said_with_the_remedy(facts: Facts, told: str) -
     found = watch.mismatch(facts, "near")
     assert told in found
     assert bool(told) == bool(found)
+
+
+def test_another_python_is_told_with_the_remedy() -> None:
+    told = watch.foreign(Facts((3, 9, 1), __version__, ""), "near")
+    assert "near runs Python 3.9 and this driver" in told
+    assert "pf.task(module.function)" in told
+    assert watch.foreign(Facts(HERE, __version__, ""), "near") == ""
 
 
 def test_specifications_name_what_mpi_engines_want() -> None:
@@ -166,6 +219,24 @@ def test_a_probe_is_repeated_after_a_while(books: Books) -> None:
     assert watch.probe_due(place, 700.0)
 
 
+class Refusal(Exception):
+    """An answer of the service."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP {status}")
+        self.http_status = status
+
+
+def test_a_probe_that_was_not_taken_is_sent_again_or_tells_what_is_wrong(books: Books) -> None:
+    near = books.places[0]
+    hearing = Hearing(books.account, books.settings, lambda flight: None)
+    hearing.probe_failed(near, Refusal(503))
+    assert near.takes(0.0)
+    assert near.refuses == ""
+    hearing.probe_failed(near, Refusal(403))
+    assert "HTTP 403" in near.refuses
+
+
 def test_the_journal_survives_a_line_cut_short(books: Books) -> None:
     one, two = (books.take(n, at=books.places[1]) for n in (1, 2))
     journal = Journal(books.results)
@@ -180,6 +251,29 @@ def test_the_journal_survives_a_line_cut_short(books: Books) -> None:
     assert later.entries[1].place == "far"
     later.note("group-1", [two])
     assert set(Journal(books.results).entries) == {1, 2}
+
+
+def test_the_journal_lies_in_an_object_store_as_well(books: Books) -> None:
+    one, two = (books.take(n, at=books.places[1]) for n in (1, 2))
+    results = ResultStore(f"memory://{uuid.uuid4()}/run")
+    journal = Journal(results)
+    assert (journal.group, journal.entries) == (None, {})
+    journal.note("group-1", [one])
+    journal.note("group-1", [])
+    journal.note_user_endpoints(books.places)
+    books.places[1].user_endpoint = "uep-1"
+    for _ in range(2):
+        journal.note_user_endpoints(books.places)
+    later = Journal(results)
+    assert later.user_endpoints == {"far": "uep-1"}
+    later.note("group-2", [two])
+    last = Journal(results)
+    assert len(wire.names(f"{results.url}/globus/journal")) == 3, "nothing is noted twice"
+    assert last.group == "group-2"
+    assert {number: entry.tasks for number, entry in last.entries.items()} == {
+        1: ("task-1",),
+        2: ("task-2",),
+    }
 
 
 def test_the_first_reply_of_a_bundle_counts(books: Books) -> None:

@@ -66,6 +66,12 @@ def test_values_may_be_of_any_bytes_and_lines(bench: Bench) -> None:
     assert value.splitlines()[1] == "pandaflow-0123456789abcdef code 7 0 0"
 
 
+def test_the_first_job_leaves_a_mark_that_it_has_begun(bench: Bench) -> None:
+    _, made = bench.lines("true", [1], data=str(bench.folder))
+    began = bench.said(made[0].script).began
+    assert began <= float((bench.folder / "board" / "1.begun").read_text()) <= time.time()
+
+
 def test_nothing_is_left_behind(bench: Bench, monkeypatch: Any) -> None:
     monkeypatch.setenv("TMPDIR", str(bench.folder))
     _, made = bench.lines("touch a b; mkdir c", [1])
