@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pandaflow.testing.globus.broker import RabbitMissing, RabbitMQ
 from pandaflow.testing.gridengine import GridEngine, GridEngineMissing
@@ -15,6 +16,10 @@ from pandaflow.testing.slurm import Slurm, SlurmMissing
 if TYPE_CHECKING:
     from pandaflow.testing.globus.endpoint import Endpoint
     from pandaflow.testing.globus.local import Globus
+
+# How long an example takes says nothing on a machine that does other things as well.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

@@ -103,16 +103,21 @@ class Process:
         self._peak = 0
         self._began = time.monotonic()
         self._next_measure = self._next_disk = 0.0
-        self._child = subprocess.Popen(
-            argv,
-            cwd=workdir,
-            env={**env, _TAG: self._tag},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if keep else subprocess.STDOUT,
-            start_new_session=True,
-        )
-        self._guard = _Guard(self._child.pid)
+        self._guard = _Guard(self._tag)
+        try:
+            self._child = subprocess.Popen(
+                argv,
+                cwd=workdir,
+                env={**env, _TAG: self._tag},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE if keep else subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except BaseException:  # there is nothing to guard
+            self._guard.close()
+            raise
+        self._guard.watch(self._child.pid)
         self._pipes = _pipes(self._child)
         self._selector = selectors.DefaultSelector()
         for pipe in self._pipes:
@@ -260,14 +265,26 @@ class Process:
 class _Guard:
     """Ends the command if this process dies and cannot do it: a shell at the end of a pipe.
 
-    It gets a line when all is well, and the end of the file when we are gone.
+    It is there before the command is. It gets the command's process id, then a line when all is
+    well, and the end of the file when we are gone; if that is all it gets, it looks for processes
+    by the tag in their environment.
     """
 
-    _SCRIPT = 'read -r well || kill -s KILL -- "-$1"'
+    _SCRIPT = """
+        if read -r pid; then read -r well || kill -s KILL -- "-$pid"; exit; fi
+        sleep 0.2
+        for file in /proc/[0-9]*/environ; do
+            if grep -qs "$1" "$file"; then
+                file=${file#/proc/}
+                kill -s KILL "${file%/environ}"
+            fi
+        done
+    """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, tag: str) -> None:
+        self._watching = False
         self._child = subprocess.Popen(
-            ["/bin/sh", "-c", self._SCRIPT, "sh", str(pid)],
+            ["/bin/sh", "-c", self._SCRIPT, "sh", tag],
             env={},
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -275,10 +292,18 @@ class _Guard:
             start_new_session=True,
         )
 
+    def watch(self, pid: int) -> None:
+        """End this process and its group if we die."""
+        self._watching = True
+        with suppress(BrokenPipeError):
+            assert self._child.stdin is not None
+            self._child.stdin.write(b"%d\n" % pid)
+            self._child.stdin.flush()
+
     def close(self) -> None:
         """All is well."""
         with suppress(BrokenPipeError):
-            self._child.communicate(b"well\n")
+            self._child.communicate(b"well\n" if self._watching else b"none\nwell\n")
 
 
 def _lose(data: bytes) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from pandaflow.executors.outcome import Skip
 
-#: Seconds after which a payload that nobody stops ends by itself.
-LONGEST = 30.0
+#: Seconds after which a payload that nobody stops ends by itself: well after the test has failed.
+LONGEST = 300.0
 
 
 def double(x: Any) -> Any:

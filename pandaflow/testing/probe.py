@@ -15,7 +15,7 @@ import cloudpickle
 from pandaflow.core.bundle import BundleSpec, SourceSlice
 from pandaflow.core.chunking import Fixed
 from pandaflow.core.commands import EmitBundle
-from pandaflow.core.events import BundleEnded, BundleLost, BundleStarted, Event
+from pandaflow.core.events import BundleEnded, BundleLost, BundleStarted, Event, SlotsChanged
 from pandaflow.core.model import Input, Output, Resources, Source
 from pandaflow.core.template import Payload, Slot
 from pandaflow.data.results import ResultStore
@@ -24,7 +24,7 @@ from pandaflow.ports import Assignment, Executor
 __all__ = ["PATIENCE", "Probe", "still"]
 
 #: Seconds after which a test gives up waiting; no measure of speed.
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 class Probe:
@@ -145,6 +145,15 @@ class Probe:
             while not condition():
                 assert time.monotonic() < deadline, f"it did not happen; heard: {self.events}"
                 self._news.wait(0.05)
+
+    def slots(self) -> int:
+        """Wait until the executor has slots, and return how many."""
+
+        def told() -> list[int]:
+            return [event.slots for event in self.events if isinstance(event, SlotsChanged)]
+
+        self.until(lambda: any(told()))
+        return max(told())
 
     def values(self, bundle: int) -> list[Any]:
         """Return what a bundle left in the result store."""

@@ -14,14 +14,14 @@ import pandaflow as pf
 from pandaflow.core.events import JobSaid
 from pandaflow.places import pick_executors
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 @pf.task(retries=3)
 def train(x):
     """Report until pruned; job 0 ends soon, job 2 when it is asked to, the others by force."""
     job = pf.current_job()
-    for step in range(3 if x == 0 else 3_000):
+    for step in range(3 if x == 0 else 10_000):
         job.send({"x": x, "step": step})
         if x == 2 and job.stopping:
             raise pf.Skip(f"I agree: {job.stopping}")
@@ -122,7 +122,8 @@ def test_jobs_that_report_are_stopped(
 
     def prune(said: JobSaid, task: str) -> None:
         if said.body["x"] > 0 and said.body["step"] == 2:
-            answers.append(run._stop_jobs(task, [said.job], f"bad value of {said.job}", 0.3))
+            grace = PATIENCE if said.job == 2 else 0.3
+            answers.append(run._stop_jobs(task, [said.job], f"bad value of {said.job}", grace))
 
     run = begin(study(4), executor, store, prune)
     assert run.wait(PATIENCE) == "done"

@@ -93,7 +93,7 @@ def test_the_tasks_of_sub_workflows_are_a_row_each() -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_study_goes_on(number: signal.Signals, code: int) -> None:
     first = subprocess.Popen(
-        command("study", "--n-trials", 40, "-P", "pause=0.1"),
+        command("study", "--n-trials", 40, "-P", "pause=0.5"),
         stderr=subprocess.PIPE,
         text=True,
     )

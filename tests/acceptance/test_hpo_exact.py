@@ -39,10 +39,10 @@ import pandaflow as pf
 from pandaflow import hpo
 from tests.acceptance.test_hpo_exact import CASES, slow
 
-store, folder, case = sys.argv[1:]
+store, folder, case, hold = sys.argv[1:]
 make, space = CASES[case]
 study = hpo.Study("killed", space=space, optimizer=make(), store=store)
-study.optimize(slow, n_trials=60, parallel=4, progress=False, folder=folder,
+study.optimize(slow, n_trials=60, parallel=4, progress=False, folder=folder, hold=int(hold),
                executor=pf.executors.Local(workers=4, processes=False))
 """
 
@@ -52,12 +52,12 @@ def value(**point: Any) -> float:
     return sum(v * v for v in point.values() if isinstance(v, float)) + (point.get("kind") == "b")
 
 
-def slow(folder: str, trial: hpo.Trial, **point: Any) -> float:
-    """Note that it runs, take a moment."""
+def slow(folder: str, trial: hpo.Trial, hold: int = 60, **point: Any) -> float:
+    """Note that it runs, take a moment; trials from ``hold`` on wait until they are killed."""
     handle = os.open(Path(folder, "evaluated"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(handle, f"{trial.number}\n".encode())
     os.close(handle)
-    time.sleep(0.03)
+    time.sleep(0.03 if trial.number < hold else 60)
     return value(**point)
 
 
@@ -68,8 +68,8 @@ def test_kill_9_changes_no_point(case: str, tmp_path: Path) -> None:
     store, rng = f"sqlite:///{tmp_path}/s.db", random.Random(case)
     command = [sys.executable, "-c", SCRIPT, store, str(tmp_path), case]
     env = {**os.environ, "PYTHONPATH": os.getcwd()}
-    for kill in (True, True, False):
-        process = subprocess.Popen(command, env=env)
+    for kill, hold in ((True, 25), (True, 50), (False, 60)):  # none ends before it is killed
+        process = subprocess.Popen([*command, str(hold)], env=env)
         if kill:
             _wait_for_trials(store, 5, process)
             time.sleep(rng.uniform(0.0, 0.4))

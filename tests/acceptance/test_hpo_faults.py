@@ -75,7 +75,7 @@ def test_an_optimizer_ends_with_its_driver(store: str, tmp_path: Path) -> None:
         (pid,) = _optimizers(tmp_path)
         script.process.kill()
         script.process.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while _alive(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not _alive(pid)
@@ -125,7 +125,7 @@ def odd(store: str, folder: Path, mode: str, name: str = "s", **given: Any) -> h
 def test_an_optimizer_that_fails_once_goes_on_as_if_it_had_not(
     threads: Any, store: str, tmp_path: Path, mode: str
 ) -> None:
-    patience = 0.5 if "hang" in mode else 60.0
+    patience = 3.0 if "hang" in mode else 60.0
     study = odd(store, tmp_path, mode)
     ran(study, square, threads, n_trials=10, parallel=1, patience=patience)
     assert {trial.by for trial in study.trials} == {"optimizer"}
@@ -140,7 +140,7 @@ def test_an_optimizer_that_always_fails_leaves_random_points_and_a_note(
     threads: Any, store: str, tmp_path: Path, mode: str
 ) -> None:
     study = odd(store, tmp_path, mode)
-    ran(study, square, threads, n_trials=10, parallel=1, patience=0.4 if mode == "hang" else 60.0)
+    ran(study, square, threads, n_trials=10, parallel=1, patience=3.0 if mode == "hang" else 60.0)
     assert [t.by for t in study.trials] == ["optimizer"] * 3 + ["random"] * 7
     assert (tmp_path / "misbehaved").read_text() == "..."  # twice started again
     assert [("started again" in note, "random" in note) for note in study.notes] == [
@@ -167,22 +167,33 @@ def slowly(x: float) -> float:
     return x * x
 
 
+def held(x: float, folder: str, trial: hpo.Trial) -> float:
+    """Work; trials from 20 on wait for the first kill of the optimizer, from 40 on the second."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if all(Path(folder, f"kill-{kill}").exists() for kill in range(trial.number // 20)):
+            break
+        time.sleep(0.01)
+    return slowly(x)
+
+
 def test_kill_9_of_the_optimizer_while_it_works(threads: Any, store: str, tmp_path: Path) -> None:
     killed: list[int] = []
 
     def killer() -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while len(killed) < 2 and time.monotonic() < deadline:
             fresh = [pid for pid in _optimizers(tmp_path) if pid not in killed]
             if fresh:
                 time.sleep(0.15)
                 os.kill(fresh[0], signal.SIGKILL)
+                (tmp_path / f"kill-{len(killed)}").touch()
                 killed.append(fresh[0])
             time.sleep(0.01)
 
     thread = threading.Thread(target=killer)
     thread.start()
-    study = ran(odd(store, tmp_path, "steady"), slowly, threads, n_trials=60)
+    study = ran(odd(store, tmp_path, "steady"), held, threads, n_trials=60, folder=str(tmp_path))
     thread.join()
     assert len(killed) == 2 and sum("signal 9" in note for note in study.notes) >= 1
     assert {trial.by for trial in study.trials} == {"optimizer"}
@@ -201,7 +212,7 @@ def test_an_optimizer_that_hangs_under_many_reports_does_not_hold_its_study(
         asker.send([Ask(0)])
         for _ in range(40):
             asker.send([Report(0, step, 0.5) for step in range(1000)])
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not asker.overdue(time.monotonic()) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert "has not answered" in asker.overdue(time.monotonic())
@@ -217,10 +228,10 @@ def test_one_failure_is_told_once(tmp_path: Path) -> None:
     asker = OwnProcess(spec, SPACE, Brief(("minimize",), 1), [], None, said.extend, patience=60)
     try:
         asker.send([Ask(0)])
-        deadline = time.monotonic() + 20
-        while _alive(asker.pid) and time.monotonic() < deadline:
+        deadline = time.monotonic() + 60
+        while (_alive(asker.pid) or not said) and time.monotonic() < deadline:
             time.sleep(0.02)
-        time.sleep(0.2)
+        time.sleep(0.2)  # for a second one, which must not come
     finally:
         asker.close()
     assert [one.why for one in said if isinstance(one, Broken)] == [

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +19,12 @@ SLOW = 7
 
 
 @pf.task
-def made(x, seconds):
-    time.sleep(seconds if x == SLOW else 0.001)
+def made(x, gate):
+    """Take a moment; one job takes until the gate is open, which the test does last of all."""
+    time.sleep(0.001)
+    deadline = time.monotonic() + 60
+    while x == SLOW and not os.path.exists(gate) and time.monotonic() < deadline:
+        time.sleep(0.01)
     return x
 
 
@@ -38,22 +44,24 @@ def pairs(xs):
 
 
 @pf.workflow
-def two_stages(n, seconds):
-    return used(made(pf.items(range(n)), seconds))
+def two_stages(n, gate):
+    return used(made(pf.items(range(n)), gate))
 
 
 @pf.workflow
-def three_stages(n, seconds):
-    return pairs(threes(made(pf.items(range(n)), seconds)))
+def three_stages(n, gate):
+    return pairs(threes(made(pf.items(range(n)), gate)))
 
 
-def ends(wf: Any, executor: Any, store: str) -> list[tuple[str, int]]:
-    """Return jobs in the order in which their ends were committed."""
+def ends(wf: Any, executor: Any, store: str, gate: Path, others: int) -> list[tuple[str, int]]:
+    """Return jobs as their ends were committed; the gate opens when ``others`` have ended."""
     order: list[tuple[str, int]] = []
 
     def note(transition: pf.Transition) -> None:
         if transition.finish == "finished":
             order.extend((transition.task, job) for job in transition.jobs)
+        if len(order) >= others:
+            gate.touch()
 
     run = wf.run(executor=executor, store=store, callbacks=note)
     assert run.status == "done"
@@ -63,17 +71,20 @@ def ends(wf: Any, executor: Any, store: str) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("n", [20, 600])
 @pytest.mark.parametrize("kind", ["processes", "threads"])
 def test_nobody_waits_for_a_slow_job_but_those_who_need_it(
-    request: pytest.FixtureRequest, kind: str, n: int, store: str
+    request: pytest.FixtureRequest, kind: str, n: int, store: str, tmp_path: Path
 ) -> None:
-    executor = request.getfixturevalue(kind)
-    order = ends(two_stages(n, 4.0), executor, store)
+    executor, gate = request.getfixturevalue(kind), tmp_path / "gate"
+    order = ends(two_stages(n, str(gate)), executor, store, gate, 2 * (n - 1))
     slow = order.index(("made", SLOW))
     assert set(order[slow + 1 :]) == {("used", SLOW)}
 
 
 @pytest.mark.parametrize("n", [60, 600])
-def test_the_same_through_k_to_one_groups(processes: Any, n: int, store: str) -> None:
-    order = ends(three_stages(n, 4.0), processes, store)
+def test_the_same_through_k_to_one_groups(
+    processes: Any, n: int, store: str, tmp_path: Path
+) -> None:
+    gate, others = tmp_path / "gate", n + n // 3 + n // 6 - 3
+    order = ends(three_stages(n, str(gate)), processes, store, gate, others)
     slow = order.index(("made", SLOW))
     needs_it = {("threes", SLOW // 3), ("pairs", SLOW // 6)}
     assert set(order[slow + 1 :]) == needs_it

@@ -14,9 +14,9 @@ import pytest
 import pandaflow as pf
 from pandaflow.testing.slurm import Slurm
 from pandaflow.testing.torque import Torque, TorqueMissing, torque_commands
-from tests.acceptance.batch_payloads import BatchSite, many, two_stages, wait_for
+from tests.acceptance.batch_payloads import BatchSite, held, many, two_stages, wait_for
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 class Site(BatchSite):
@@ -61,14 +61,15 @@ def test_two_stages(site: Site, mode: str) -> None:
 
 @pytest.mark.parametrize(("mode", "slots", "jobs"), [("pilots", 4, 10), ("batch", 1, 2)])
 def test_what_an_operator_deletes_is_replaced(site: Site, mode: str, slots: int, jobs: int) -> None:
-    run = site.submit(many(jobs, str(site.folder), 2.0), mode)
-    # Every batch job that runs has begun something; a pilot lets it end, if it may.
-    wait_for(lambda: len(site.begun()) >= slots)
-    known = set(site.torque.slurm.states())
-    site.torque.run(["qdel", site.queue("RUNNING")[0]])
+    with held(site.folder):  # so there is work for another batch job, whenever it comes
+        run = site.submit(many(jobs, str(site.folder), 0.5), mode)
+        # Every batch job that runs has begun something; a pilot lets it end, if it may.
+        wait_for(lambda: len(site.begun()) >= slots)
+        known = set(site.torque.slurm.states())
+        site.torque.run(["qdel", site.queue("RUNNING")[0]])
+        wait_for(lambda: bool(set(site.torque.slurm.states()) - known))
     assert run.wait(90) == "done"  # without any retry
     assert set(site.begun()) == set(range(jobs))
-    assert set(site.torque.slurm.states()) - known, "another batch job has come"
     attempts = [a for job in range(jobs) for a in site.attempts(run, "counted", job)]
     assert not any(one["charged"] for one in attempts)
     assert site.queue() == []

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,21 @@ executor.close()
 """
 
 
+_started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def none_is_left() -> Iterator[None]:
+    """End the drivers of a test that failed."""
+    yield
+    for process in _started:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+    _started.clear()
+
+
 class Driver:
     """A driver process that can be killed."""
 
@@ -63,6 +79,7 @@ class Driver:
         self.counter = folder / "counter.txt"
         command = [sys.executable, str(script), self.store, str(self.counter), kind, what, str(N)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        _started.append(self.process)
 
     def run_id(self) -> str:
         assert self.process.stdout is not None
@@ -70,7 +87,7 @@ class Driver:
 
     def kill_at(self, jobs: int) -> None:
         """Kill -9 when so many payloads have begun."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while self.begun() < jobs and self.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
         self.kill()
@@ -85,7 +102,7 @@ class Driver:
         self.process.stdout.close()
 
     def finish(self) -> str:
-        out, _ = self.process.communicate(timeout=120)
+        out, _ = self.process.communicate(timeout=200)
         return out.split()[-1]
 
 

@@ -11,7 +11,7 @@ import pandaflow as pf
 from pandaflow.testing.gridengine import GridEngine
 from tests.acceptance.batch_payloads import BatchSite, many, two_stages, wait_for
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pf.task

@@ -23,10 +23,13 @@ pytestmark = pytest.mark.timeout(240)
 
 @pf.task
 def noted(x: int, folder: str, seconds: float = 0.0) -> int:
-    """Leave a line when it begins and one when it has ended."""
+    """Leave a line when it begins and one when it has ended; go on as long as a test holds it."""
     with open(Path(folder, "begun"), "a") as file:
         file.write(f"{x}\n")
     time.sleep(seconds)
+    end = time.monotonic() + 90
+    while time.monotonic() < end and Path(folder, "hold").exists():
+        time.sleep(0.05)
     with open(Path(folder, "over"), "a") as file:
         file.write(f"{x}\n")
     return x
@@ -120,9 +123,12 @@ def test_nothing_runs_twice_when_the_driver_is_killed_at_some_moment(drivers: Dr
 
 
 def test_what_runs_goes_on_under_the_next_driver(drivers: Drivers) -> None:
+    hold = drivers.folder / "hold"
+    hold.touch()  # however long sixteen interpreters take to start, none has ended by then
     run = drivers.killed(lambda: len(drivers.lines("begun")) == 16, 0, 20, 3.0)
     held = set(left(drivers.slurm))
     second = drivers.start(run, 0, 0, 0.0)
+    hold.unlink()
     try:
         wait_for(lambda: len(drivers.lines("over")) >= 1)
         assert set(drivers.lines("begun")) >= set(range(-20, -4))

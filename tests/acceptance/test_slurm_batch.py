@@ -14,7 +14,7 @@ import pytest
 
 import pandaflow as pf
 from pandaflow.testing.slurm import Slurm
-from tests.acceptance.batch_payloads import BatchSite, counted, double, many, wait_for
+from tests.acceptance.batch_payloads import BatchSite, counted, double, held, many, wait_for
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -85,11 +85,12 @@ def test_elements_get_what_their_task_asks_for(site: Site) -> None:
 
     @pf.workflow
     def flow() -> Any:
-        return asked(pf.items([7]), str(site.folder), 2.0)
+        return asked(pf.items([7]), str(site.folder))
 
-    run = site.submit(flow(), account="physics", prologue="export CHOSEN=yes")
-    wait_for(lambda: site.live("RUNNING") != [])
-    shown = site.slurm.show(site.live("RUNNING")[0])
+    with held(site.folder):
+        run = site.submit(flow(), account="physics", prologue="export CHOSEN=yes")
+        wait_for(lambda: site.live("RUNNING") != [])
+        shown = site.slurm.show(site.live("RUNNING")[0])
     assert (shown["NumCPUs"], shown["TimeLimit"], shown["Account"]) == ("2", "00:03:00", "physics")
     assert shown["MinMemoryNode"] == f"{300_000_000 // MB + 257}M"
     assert run.wait(60) == "done"
@@ -186,9 +187,10 @@ def test_what_an_operator_cancels_runs_again(site: Site) -> None:
 
 
 def test_a_node_that_breaks_hands_its_jobs_to_others(site: Site) -> None:
-    run = site.submit(many(16, str(site.folder), 8.0))
-    wait_for(lambda: len(site.begun()) == 16)
-    site.slurm.down(site.slurm.nodes[1])
+    with held(site.folder):  # none has ended when the last begins
+        run = site.submit(many(16, str(site.folder), 1.0))
+        wait_for(lambda: len(site.begun()) == 16)
+        site.slurm.down(site.slurm.nodes[1])
     assert run.wait(120) == "done"
     again = [job for job, times in Counter(site.begun()).items() if times == 2]
     assert len(site.begun()) == 20 and len(again) == 4

@@ -15,6 +15,7 @@ from distributed import Client
 
 import pandaflow as pf
 from pandaflow.testing.slurm import Slurm
+from tests.acceptance.batch_payloads import held
 from tests.acceptance.test_slurm_pilots import (
     begun,
     counted,
@@ -27,7 +28,7 @@ from tests.acceptance.test_slurm_pilots import (
     wait_for,
 )
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pf.workflow
@@ -80,19 +81,22 @@ def settled(slurm: Slurm, folder: Path) -> bool:
 
 
 def test_a_pilot_is_not_requeued_unless_the_user_wants_it(slurm: Slurm, tmp_path: Path) -> None:
-    run = start(slurm, many(8, str(tmp_path), 0.5), tmp_path, max_nodes=1)
-    wait_for(lambda: bool(begun(tmp_path)))
-    with pytest.raises(RuntimeError, match="disabled"):
-        slurm.requeue(running(slurm)[0])
+    with held(tmp_path):
+        run = start(slurm, many(8, str(tmp_path), 0.5), tmp_path, max_nodes=1)
+        wait_for(lambda: bool(begun(tmp_path)))
+        with pytest.raises(RuntimeError, match="disabled"):
+            slurm.requeue(running(slurm)[0])
     assert run.wait(60) == "done"
 
 
 def test_a_pilot_that_is_requeued(slurm: Slurm, tmp_path: Path) -> None:
-    flow = many(4, str(tmp_path), 5.0)
-    run = start(slurm, flow, tmp_path, extra="--requeue", max_nodes=1, cores=4)
-    wait_for(lambda: len(begun(tmp_path)) == 4)
-    (pilot,) = running(slurm)
-    slurm.requeue(pilot)
+    flow = many(4, str(tmp_path), 0.5)
+    with held(tmp_path):
+        run = start(slurm, flow, tmp_path, extra="--requeue", max_nodes=1, cores=4)
+        wait_for(lambda: len(begun(tmp_path)) == 4)
+        (pilot,) = running(slurm)
+        slurm.requeue(pilot)
+        wait_for(lambda: bool(lost(run)))  # else they might end while it is being ended
     assert run.wait(120) == "done"
     assert failures(run) == 0 and set(begun(tmp_path)) == set(range(4))
     assert lost(run) == {f"its pilot {pilot} was taken back into the queue"}
@@ -108,9 +112,10 @@ PartitionName=urgent Nodes=ALL MaxTime=10 PriorityTier=10 State=UP
 
 def test_a_pilot_that_is_preempted(tmp_path: Path) -> None:
     with Slurm(2, extra=PREEMPTION) as slurm:
-        run = start(slurm, many(40, str(tmp_path), 0.6), tmp_path, cores=4)
-        wait_for(lambda: settled(slurm, tmp_path))
-        urgent = slurm.submit("sleep 2", "-p", "urgent", "-c", "4", "--mem=100")
+        with held(tmp_path):
+            run = start(slurm, many(40, str(tmp_path), 0.6), tmp_path, cores=4)
+            wait_for(lambda: settled(slurm, tmp_path))
+            urgent = slurm.submit("sleep 2", "-p", "urgent", "-c", "4", "--mem=100")
         wait_for(lambda: slurm.states()[urgent] == "COMPLETED")
         assert run.wait(120) == "done"
         assert "PREEMPTED" in slurm.states().values()
@@ -121,10 +126,11 @@ def test_a_pilot_that_is_preempted(tmp_path: Path) -> None:
 
 def test_a_node_whose_daemon_is_killed(slurm: Slurm, tmp_path: Path) -> None:
     """Its pilot lives on and works, unwatched; Slurm gives it up, and another one comes."""
-    run = start(slurm, many(70, str(tmp_path), 1.0), tmp_path)
-    wait_for(lambda: settled(slurm, tmp_path))
-    node = slurm.show(running(slurm)[0])["NodeList"]
-    slurm.kill_slurmd(node)
+    with held(tmp_path):
+        run = start(slurm, many(70, str(tmp_path), 1.0), tmp_path)
+        wait_for(lambda: settled(slurm, tmp_path))
+        node = slurm.show(running(slurm)[0])["NodeList"]
+        slurm.kill_slurmd(node)
     assert run.wait(150) == "done"
     assert failures(run) == 0 and set(begun(tmp_path)) == set(range(70))
     wait_for(lambda: processes(slurm) == ([], []), 30)
@@ -136,9 +142,10 @@ def test_a_node_whose_daemon_is_killed(slurm: Slurm, tmp_path: Path) -> None:
 def test_a_process_that_is_killed(
     slurm: Slurm, tmp_path: Path, kill: Callable[[Slurm], None]
 ) -> None:
-    run = start(slurm, many(24, str(tmp_path), 0.5), tmp_path)
-    wait_for(lambda: settled(slurm, tmp_path))
-    kill(slurm)
+    with held(tmp_path):
+        run = start(slurm, many(24, str(tmp_path), 0.5), tmp_path)
+        wait_for(lambda: settled(slurm, tmp_path))
+        kill(slurm)
     assert run.wait(120) == "done"
     assert failures(run) == 0 and set(begun(tmp_path)) == set(range(24))
     assert queue(slurm) == []
@@ -160,8 +167,10 @@ def test_a_thousand_short_and_fifty_long_jobs_through_faults(slurm: Slurm, tmp_p
         lambda: kill_pilot(slurm),
     ]
     for number, fault in enumerate(faults):
-        wait_for(lambda n=number: len(begun(tmp_path)) >= 4 + 8 * n and len(running(slurm)) > 1)
-        fault()
+        wait_for(lambda n=number: len(begun(tmp_path)) >= 4 + 8 * n)
+        with held(tmp_path):
+            wait_for(lambda: len(running(slurm)) > 1)
+            fault()
     assert run.wait(150) == "done"
     short, longer = run.result()
     assert short == [4 * x for x in range(1000)] and longer == list(range(50))

@@ -16,7 +16,7 @@ import pandaflow as pf
 from pandaflow.testing.slurm import Slurm
 from tests.acceptance.test_slurm_pilots import executor, failures, queue, wait_for
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 MB = 10**6
 MAIN = pf.Site("main", nodes=3, cores=4, memory="1600 MB")
@@ -46,13 +46,15 @@ def timed(x: int, folder: str, seconds: float) -> int:
 
 @pf.task
 def hungry(x: int, folder: str, megabytes: int) -> int:
-    """Take memory bit by bit, and keep it for a moment."""
+    """Take memory bit by bit; the first attempt keeps it until somebody stops it."""
     note(folder, x=x, partition=os.environ["SLURM_JOB_ID"])
     taken = []
     for _ in range(megabytes // 20):
         taken.append(bytearray(os.urandom(1)) * 20 * MB)
         time.sleep(0.05)
-    time.sleep(1.0)
+    end = time.monotonic() + (60.0 if pf.current_job().attempt == 1 else 0.1)
+    while time.monotonic() < end:
+        time.sleep(0.02)
     return len(taken) * 20
 
 

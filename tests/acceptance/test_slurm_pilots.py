@@ -19,8 +19,9 @@ import pytest
 import pandaflow as pf
 from pandaflow.core.errors import RunFailed
 from pandaflow.executors.batch.slots import Slot
+from tests.acceptance.batch_payloads import held
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 #: Nodes import what is tested, and the tests, from where the tests do.
 ENV = {"PYTHONPATH": str(Path(__file__).parents[2])}
@@ -39,11 +40,14 @@ def slow(x: int, seconds: float = 0.2) -> int:
 
 @pf.task
 def counted(x: int, folder: str, seconds: float) -> int:
-    """Leave a line for each time it begins."""
+    """Leave a line for each time it begins; go on as long as a test holds it."""
     handle = os.open(Path(folder, "begun"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(handle, f"{x}\n".encode())
     os.close(handle)
     time.sleep(seconds)
+    end = time.monotonic() + 90
+    while time.monotonic() < end and Path(folder, "hold").exists():
+        time.sleep(0.02)
     return x
 
 
@@ -154,33 +158,36 @@ def test_cancel_leaves_nothing(slurm: Any, tmp_path: Path) -> None:
 
 
 def test_an_operator_cancels_a_pilot(slurm: Any, tmp_path: Path) -> None:
-    run = many(30, str(tmp_path), 0.5).submit(
-        executor=executor(slurm), store=f"sqlite:///{tmp_path}/s.db"
-    )
-    wait_for(lambda: len(begun(tmp_path)) >= 4 and len(running(slurm)) == 2)
-    slurm.run(["scancel", running(slurm)[0]])
+    with held(tmp_path):
+        run = many(30, str(tmp_path), 0.5).submit(
+            executor=executor(slurm), store=f"sqlite:///{tmp_path}/s.db"
+        )
+        wait_for(lambda: len(begun(tmp_path)) >= 4 and len(running(slurm)) == 2)
+        slurm.run(["scancel", running(slurm)[0]])
     assert run.wait(120) == "done"
     assert failures(run) == 0 and set(begun(tmp_path)) == set(range(30))
     assert queue(slurm) == []
 
 
 def test_a_node_goes_down(slurm: Any, tmp_path: Path) -> None:
-    run = many(30, str(tmp_path), 0.5).submit(
-        executor=executor(slurm), store=f"sqlite:///{tmp_path}/s.db"
-    )
-    wait_for(lambda: len(begun(tmp_path)) >= 4 and len(running(slurm)) == 2)
-    slurm.down(slurm.show(running(slurm)[0])["NodeList"])
+    with held(tmp_path):
+        run = many(30, str(tmp_path), 0.5).submit(
+            executor=executor(slurm), store=f"sqlite:///{tmp_path}/s.db"
+        )
+        wait_for(lambda: len(begun(tmp_path)) >= 4 and len(running(slurm)) == 2)
+        slurm.down(slurm.show(running(slurm)[0])["NodeList"])
     assert run.wait(120) == "done"
     assert failures(run) == 0 and queue(slurm) == []
 
 
 def test_why_nobody_works_any_more_is_told(slurm: Any, tmp_path: Path) -> None:
-    run = many(8, str(tmp_path), 0.5).submit(
-        executor=executor(slurm, max_nodes=1), store=f"sqlite:///{tmp_path}/s.db"
-    )
-    wait_for(lambda: bool(begun(tmp_path)))
-    for node in slurm.nodes:
-        slurm.down(node)
+    with held(tmp_path):
+        run = many(8, str(tmp_path), 0.5).submit(
+            executor=executor(slurm, max_nodes=1), store=f"sqlite:///{tmp_path}/s.db"
+        )
+        wait_for(lambda: bool(begun(tmp_path)))
+        for node in slurm.nodes:
+            slurm.down(node)
     wait_for(lambda: "wait in the queue" in run.summary()["executors"][0]["reason"])
     for node in slurm.nodes:
         slurm.resume(node)
@@ -292,8 +299,10 @@ def test_a_resumed_run_takes_its_pilots_over(slurm: Any, tmp_path: Path) -> None
     known = set(slurm.states())
     process = driver(slurm, store, tmp_path)
     wait_for(lambda: len(begun(tmp_path)) >= 8)
-    process.kill()
-    process.wait()
+    with held(tmp_path):
+        wait_for(lambda: len(running(slurm)) == 2)
+        process.kill()
+        process.wait()
     before = set(running(slurm))
     assert before
     run = pf.resume("last", store=store, executor=executor(slurm))

@@ -246,11 +246,11 @@ class TestSlurm:
         marker = secrets.token_hex(8)
         told = kill_owner(KILLED_SLURM, marker)
         try:
-            wait_until(lambda: not Path(told["folder"]).exists(), "the folder to go", 20)
+            wait_until(lambda: not Path(told["folder"]).exists(), "the folder to go", 60)
         finally:
             os.kill(told["fork"], signal.SIGKILL)
-        wait_until(lambda: not processes_with(told["folder"]), "the keeper to go", 20)
-        wait_until(lambda: not processes_with(marker), "the fork to go", 20)
+        wait_until(lambda: not processes_with(told["folder"]), "the keeper to go", 60)
+        wait_until(lambda: not processes_with(marker), "the fork to go", 60)
         for node in told["nodes"]:
             assert not list(Path("/sys/fs/cgroup").glob(f"*/slurm_{node}"))
 
@@ -405,8 +405,8 @@ class TestGridEngine:
     def test_nothing_stays_when_the_owner_is_killed(self, gridengine: GridEngine) -> None:
         marker = secrets.token_hex(8)
         told = kill_owner(KILLED_GRIDENGINE, marker)
-        wait_until(lambda: not Path(told["folder"]).exists(), "the folder to go", 20)
-        wait_until(lambda: not processes_with(told["folder"]), "the keeper to go", 20)
+        wait_until(lambda: not Path(told["folder"]).exists(), "the folder to go", 60)
+        wait_until(lambda: not processes_with(told["folder"]), "the keeper to go", 60)
         assert not processes_with(marker)
 
     def test_a_missing_program_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     capture.restore()
 
 
-def until(condition: Callable[[], Any], timeout: float = 20.0) -> None:
+def until(condition: Callable[[], Any], timeout: float = 60.0) -> None:
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, "it did not happen"

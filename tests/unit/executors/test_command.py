@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pandaflow.data.results import ResultStore
 from pandaflow.executors.cache import checksum
 from pandaflow.executors.command import CommandPayload, Mark, parse_command
 from pandaflow.executors.payload import Slot, cancel
+from pandaflow.executors.process import _TAG, _Guard
 
 FIRST = (Slot(0),)
 
@@ -261,12 +263,12 @@ def test_walltime_ends_everything(commands: Commands, tmp_path: Path) -> None:
     script = tmp_path / "escape.py"
     script.write_text(ESCAPE)
     commands.run(
-        f"{sys.executable} {script} {tmp_path}/escaped; "
-        f"sleep 100 & echo $! > {tmp_path}/child; wait",
-        walltime=1.0,
+        f"sleep 100 & echo $! > {tmp_path}/child; "
+        f"{sys.executable} -I -S {script} {tmp_path}/escaped; wait",
+        walltime=4.0,  # the script has begun by then
     )
     failure = commands.ended.failures[0]
-    assert failure.kind == "walltime" and "1 s" in failure.message
+    assert failure.kind == "walltime" and "4 s" in failure.message
     for name in ("escaped", "child"):
         assert gone(int((tmp_path / name).read_text()))
 
@@ -277,7 +279,7 @@ def test_what_a_command_leaves_behind_is_ended(commands: Commands, tmp_path: Pat
 
 
 def test_a_command_may_end_gracefully(commands: Commands) -> None:
-    commands.run("trap 'echo bye; exit 0' TERM; while true; do sleep 0.05; done", walltime=0.3)
+    commands.run("trap 'echo bye; exit 0' TERM; while true; do sleep 0.05; done", walltime=2.0)
     assert commands.ended.failures[0].kind == "walltime"
     assert commands.log().endswith("bye\n")
 
@@ -308,7 +310,7 @@ def test_cancel_ends_the_command(commands: Commands, tmp_path: Path, until: Any,
     thread = commands.bench.aside(cloudpickle.dumps(payload), spec, isolation="thread")
     until(lambda: pid.exists() and pid.read_text().strip())
     assert cancel("run1", 0)
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive() and gone(int(pid.read_text()))
     assert commands.ended.failures[0].kind == "cancelled"
     assert commands.ended.unstarted == (1,)
@@ -335,6 +337,20 @@ def test_a_command_dies_with_its_worker(bench: Any, tmp_path: Path, until: Any) 
         worker.kill()
         worker.wait()
     until(lambda: gone(int(pid.read_text())))
+
+
+def test_a_command_dies_with_its_worker_that_was_killed_while_it_began() -> None:
+    """The guard does not know the process then, only the tag in its environment."""
+    tag = uuid.uuid4().hex
+    guard = _Guard(tag)
+    command = subprocess.Popen(["sleep", "100"], env={_TAG: tag}, start_new_session=True)
+    try:
+        guard._child.stdin.close()
+        assert command.wait(60) == -signal.SIGKILL
+        assert guard._child.wait(60) == 0
+    finally:
+        command.kill()
+        command.wait()
 
 
 def test_a_slow_command_is_detached_and_joined(commands: Commands, tmp_path: Path) -> None:
@@ -364,7 +380,7 @@ def test_the_log_is_written_while_the_command_runs(
     thread = commands.bench.aside(cloudpickle.dumps(payload), spec)
     until(lambda: ResultStore(commands.bench.results).read_log(0) == "early\n")
     go.touch()
-    thread.join(20)
+    thread.join(60)
 
 
 def test_floods_of_output_are_survived(commands: Commands) -> None:

@@ -25,7 +25,7 @@ from pandaflow.executors.batch.slots import Slot
 from pandaflow.executors.batch.slurm import Slurm as Backend
 from pandaflow.testing.slurm import Slurm
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(300)
 
 ONE, TWO, HUGE = Resources(), Resources(cores=2), Resources(cores=99)
 
@@ -59,7 +59,7 @@ def site(slurm: Slurm, tmp_path: Path) -> Iterator[Site]:
     slurm.cancel_all()
 
 
-def wait_for(true: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_for(true: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
@@ -309,7 +309,7 @@ def test_the_line_survives_the_shell(echo: str, tmp_path: Path) -> None:
     assert Slot.parse(said["--slot"]) == Slot(2, memory=5)
     assert said["--scratch"] == "/tmp/a b"
     assert (said["--margin"], said["--patience"]) == ("7", "300")
-    assert 598 <= int(said["--walltime"]) <= 600
+    assert 540 <= int(said["--walltime"]) <= 600
 
 
 def test_the_time_of_the_prologue_is_taken_off(echo: str, tmp_path: Path) -> None:

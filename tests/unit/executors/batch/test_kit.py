@@ -30,7 +30,7 @@ def outcomes(folder: Path, code: str) -> dict[str, set[str]]:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
     )
     words = ("PASSED", "FAILED", "ERROR")
     return {word: set(re.findall(rf"^{word} \S+::(\w+)", run.stdout, re.M)) for word in words}
