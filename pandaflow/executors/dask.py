@@ -425,7 +425,9 @@ class DaskSession:
     # --- workers ------------------------------------------------------------------------
 
     def _count_slots(self) -> None:
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        workers = self._client.scheduler_info(n_workers=-1).get("workers")
+        if workers is None:  # the client is being closed
+            return
         slots = sum(worker["nthreads"] for worker in workers.values())
         if slots != self._slots:
             self._slots = slots

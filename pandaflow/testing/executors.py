@@ -321,8 +321,8 @@ class SessionTests:
         given = [probe.bundle(n, _endless_if("polite"), ["polite"]) for n in holders]
         waiting = probe.dependent(99, _endless_if("not wanted"), given[0])
         probe.submit(*given, replace(waiting, spec=replace(waiting.spec, name="waiting")))
-        for number in holders:
-            probe.started(number)
+        # A job that has not begun when it is asked never does.
+        probe.until(lambda: all(messages(probe, number) for number in holders))
         # A holder leaves its slot when the request is there, so no slot is free before.
         channel.stop([("waiting", 0), ("probe", 0)], "not wanted", 2 * PATIENCE)
         assert [probe.values(number) for number in holders] == [["not wanted"]] * len(holders)

@@ -38,7 +38,7 @@ PICTURES = {
     "05_globus_compute.ipynb": {"svg": 3, "png": 0},
 }
 #: Seconds that a whole page may take: a safety net.
-PATIENCE = 100
+PATIENCE = 300
 
 _BLOCK = re.compile(
     r"^```python runnable\n(?P<code>.*?)^```\n(?:\n```text\n(?P<printed>.*?)^```\n)?", re.M | re.S
@@ -176,7 +176,7 @@ def test_as_cells_of_a_notebook(page: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)  # a safety net: one of them trains a hundred networks
+@pytest.mark.timeout(600)  # a safety net: one of them trains a hundred networks
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook(path: Path, folder: Path) -> None:
