@@ -69,6 +69,9 @@ system:
 	$(call packages,RabbitMQ,\
 	  ls /usr/lib/rabbitmq/bin/rabbitmq-server >/dev/null 2>&1 || command -v rabbitmq-server >/dev/null,\
 	  rabbitmq-server,tests on Globus Compute)
+	$(call packages,Node.js,\
+	  command -v node >/dev/null && command -v npm >/dev/null,\
+	  nodejs npm,tests on a real OpenID Connect provider)
 	$(call packages,MPICH,command -v mpiexec >/dev/null,mpich,tests of MPI tasks on Globus Compute)
 	$(call packages,bubblewrap,command -v bwrap >/dev/null,bubblewrap,tests of pilots in containers)
 	@if [ "$$(id -u)" != 0 ]; then echo "not root: tests on a real Slurm or Grid Engine will be skipped"; fi

@@ -16,6 +16,7 @@ from pandaflow.testing.slurm import Slurm, SlurmMissing
 if TYPE_CHECKING:
     from pandaflow.testing.globus.endpoint import Endpoint
     from pandaflow.testing.globus.local import Globus
+    from pandaflow.testing.grid import GridServer
 
 # How long an example takes says nothing on a machine that does other things as well.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -103,6 +104,16 @@ def globus(globus_session: Globus) -> Iterator[Globus]:
     with globus_session.here():
         yield globus_session
     globus_session.reset()
+
+
+@pytest.fixture
+def grid_server() -> Iterator[GridServer]:
+    """A server of a pool on SQLite, anonymous, for one test; tests may break it."""
+    pytest.importorskip("fastapi", reason="no FastAPI: extra 'server'")
+    from pandaflow.testing.grid import GridServer
+
+    with GridServer() as server:
+        yield server
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import IO, Any
 import click
 
 from pandaflow import __version__
-from pandaflow.cli import hpo, look, runs, steer, upgrade
+from pandaflow.cli import hpo, login, look, pilot, runs, server, steer, upgrade
 from pandaflow.core.errors import PandaflowError, RunFailed
 from pandaflow.hpo.errors import StudyFailed
 
@@ -121,6 +121,9 @@ for _command in (
     *steer.COMMANDS,
     *hpo.COMMANDS,
     *upgrade.COMMANDS,
+    *server.COMMANDS,
+    *pilot.COMMANDS,
+    *login.COMMANDS,
 ):
     app.add_command(_command)
 

@@ -20,10 +20,10 @@ executor_option = click.option(
     multiple=True,
     metavar="[NAME=]WHERE",
     help="local (processes), threads, sync (no concurrency), dask:ADDRESS, slurm:PARTITION, "
-    "sge:QUEUE, pbs:QUEUE, lsf:QUEUE, htcondor, globus:ENDPOINT_ID, FILE.py:NAME (an executor, or "
-    "a function that makes one) or the name of an installed one. Remote ones take settings: "
-    "'slurm:main?walltime=2h&cores=16&max_nodes=4' (default: 1 core, 1 h, at most 10 nodes). "
-    "Again with NAME= for tasks that name an executor. Default: local.",
+    "sge:QUEUE, pbs:QUEUE, lsf:QUEUE, htcondor, globus:ENDPOINT_ID, grid:URL, FILE.py:NAME (an "
+    "executor, or a function that makes one) or the name of an installed one. Remote ones take "
+    "settings: 'slurm:main?walltime=2h&cores=16&max_nodes=4' (default: 1 core, 1 h, at most 10 "
+    "nodes). Again with NAME= for tasks that name an executor. Default: local.",
 )
 workers_option = click.option(
     "--workers",

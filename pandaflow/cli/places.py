@@ -8,6 +8,7 @@
   behind a question mark: ``slurm:main?walltime=2h&cores=16``
 * ``globus:ENDPOINT_ID``, with settings, and options of the endpoint's template:
   ``globus:4b116d3c-1703-4f8f-9f6f-39921e5864df?slots=64&config.ACCOUNT=m1234``
+* ``grid:URL`` of a pool's server: ``grid:https://pool.example.org:8443?queue=CERN``
 * ``FILE.py:NAME`` or ``MODULE:NAME``: an executor, or a function that makes one
 * ``NAME[:ARGUMENT]`` of an installed one
 """
@@ -47,6 +48,7 @@ BUILT_IN = (
     "lsf:QUEUE",
     "htcondor",
     "globus:ENDPOINT_ID",
+    "grid:URL",
     "FILE.py:NAME",
 )
 #: Batch jobs of one core fit anywhere and start soon; ten of them are no burden for a site.
@@ -146,6 +148,8 @@ def parse_executor(text: str | None, workers: int | None) -> Any:
         return _batch(where)
     if head == "globus":
         return _globus(where)
+    if head == "grid":
+        return _grid(where)
     file, _, name = where.rpartition(":")
     if where.endswith(".py") or file.endswith(".py"):
         return _from_file(where, file, name)
@@ -246,13 +250,15 @@ def _variable(text: str) -> tuple[str, str]:
     return name, value
 
 
-# --- Globus Compute ---------------------------------------------------------------------
+# --- Globus Compute, the grid -----------------------------------------------------------
 
 _GLOBUS_KINDS: Mapping[str, str] = {
     **dict.fromkeys(("slots", "nodes", "cores"), "int"),
     **dict.fromkeys(("request_bytes", "result_bytes", "request_tasks"), "int"),
     **dict.fromkeys(("task_timeout", "poll_seconds", "heartbeat"), "float"),
 }
+_GRID_KINDS: Mapping[str, str] = {"slots": "int", "wait": "float"}
+_GRID_LISTS = frozenset({"near", "tags", "requirements"})
 
 
 def _globus(where: str) -> Any:
@@ -264,16 +270,37 @@ def _globus(where: str) -> Any:
     config: dict[str, Any] = {}
     try:
         for name, texts in _pairs(query).items():
-            if len(texts) > 1:
-                raise WorkflowError(f"{name} is given twice")
             if name.startswith("config."):
-                config[name.removeprefix("config.")] = _json_or_text(texts[0])
+                config[name.removeprefix("config.")] = _json_or_text(_once(name, texts))
             else:
-                given[name] = _plain(name, _GLOBUS_KINDS.get(name, "str"), texts[0])
+                given[name] = _plain(name, _GLOBUS_KINDS.get(name, "str"), _once(name, texts))
         endpoint = place.partition(":")[2]
         return GlobusCompute(endpoint, user_endpoint_config=config, **given)
     except WorkflowError as error:
         raise WorkflowError(f"--executor {where}: {error}") from error
+
+
+def _grid(where: str) -> Any:
+    """Return an executor from ``grid:URL?queue=CERN&tags=a&tags=b``."""
+    from pandaflow.executors import Grid
+
+    place, _, query = where.partition("?")
+    try:
+        given: dict[str, Any] = {
+            name: texts
+            if name in _GRID_LISTS
+            else _plain(name, _GRID_KINDS.get(name, "str"), _once(name, texts))
+            for name, texts in _pairs(query).items()
+        }
+        return Grid(place.partition(":")[2], **given)
+    except WorkflowError as error:
+        raise WorkflowError(f"--executor {where}: {error}") from error
+
+
+def _once(name: str, texts: list[str]) -> str:
+    if len(texts) > 1:
+        raise WorkflowError(f"{name} is given twice")
+    return texts[0]
 
 
 def _json_or_text(text: str) -> Any:

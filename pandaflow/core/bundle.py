@@ -115,6 +115,8 @@ class BundleSpec:
     node_names : mapping of int to str
         For job graphs: names of the jobs here and of those they wait for.
     resources : Resources
+    container : str
+        Image that its jobs run in; empty: none.
     cache : {'', 'mtime', 'checksum'}
     scatters, gate : bool
         The report must tell list lengths, or the truth of the value.
@@ -147,6 +149,7 @@ class BundleSpec:
     node_names: Mapping[int, str] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
     resources: Resources = field(default_factory=Resources)
+    container: str = ""
     cache: Literal["", "mtime", "checksum"] = ""
     scatters: bool = False
     gate: bool = False

@@ -124,6 +124,7 @@ def describe(
         scattered=pieces.scattered,
         edges={job: spec.edges[job] for job in jobs} if spec.edges else {},
         node_names=_node_names(task, jobs),
+        container=spec.container or "",
         cache=spec.cache,
         scatters=spec.scatters,
         gate=spec.gate,

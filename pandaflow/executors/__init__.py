@@ -10,14 +10,16 @@ if TYPE_CHECKING:
     from pandaflow.executors.batch.systems import LSF, PBS, SGE, HTCondor, Slurm
     from pandaflow.executors.dask import Dask
     from pandaflow.executors.globus.executor import GlobusCompute
+    from pandaflow.executors.grid.executor import Grid
     from pandaflow.executors.local import Local
 
-__all__ = ["LSF", "PBS", "SGE", "Dask", "GlobusCompute", "HTCondor", "Local", "Slurm"]
+__all__ = ["LSF", "PBS", "SGE", "Dask", "GlobusCompute", "Grid", "HTCondor", "Local", "Slurm"]
 
 _BUILT_IN = {
     "Local": "pandaflow.executors.local",
     "Dask": "pandaflow.executors.dask",
     "GlobusCompute": "pandaflow.executors.globus.executor",
+    "Grid": "pandaflow.executors.grid.executor",
     **dict.fromkeys(
         ("Slurm", "SGE", "PBS", "HTCondor", "LSF"), "pandaflow.executors.batch.systems"
     ),

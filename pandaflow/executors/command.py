@@ -46,6 +46,12 @@ VALUE_LIMIT = 10_000_000
 #: Set in pilots: work directories vanish with them.
 TEMPORARY = "PANDAFLOW_TEMPORARY_WORK"
 
+
+@dataclass(frozen=True, slots=True)
+class Staged(File):
+    """A file that will be in the job's work directory: its path is relative to that."""
+
+
 # --- the template -----------------------------------------------------------------------
 
 
@@ -335,6 +341,8 @@ def render(
 def _words(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(_words, value))
+    if isinstance(value, Staged):
+        return shlex.quote(value.path)
     if isinstance(value, os.PathLike):
         path = os.fspath(value)
         return shlex.quote(path if "://" in path else os.path.abspath(path))

@@ -26,7 +26,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from pandaflow.core.status import JOB_CODES, JobStatus, RunStatus, TaskStatus
 
 #: Newest revision of the schema, as in ``migrations/versions``.
-HEAD = "0003"
+HEAD = "0004"
 #: Where Alembic keeps the revision; its own name, so that a database can be shared.
 VERSION_TABLE = "pandaflow_version"
 
@@ -348,3 +348,6 @@ study_log = sa.Table(
     ),
     sqlite_with_rowid=False,
 )
+
+# Last, since they are made in the metadata above: whoever knows it, knows the pool's tables too.
+from pandaflow.store import pool_tables  # noqa: E402, F401

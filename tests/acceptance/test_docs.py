@@ -35,6 +35,7 @@ PICTURES = {
     "01_quickstart.ipynb": {"svg": 2, "png": 0},
     "02_hpo.ipynb": {"svg": 0, "png": 6},
     "03_hpc.ipynb": {"svg": 2, "png": 0},
+    "04_grid.ipynb": {"svg": 1, "png": 2},
     "05_globus_compute.ipynb": {"svg": 3, "png": 0},
 }
 #: Seconds that a whole page may take: a safety net.
@@ -101,7 +102,8 @@ def working_in(folder: Path) -> list[str]:
 def environment() -> dict[str, str]:
     """As a user has it, but for settings of whoever runs the tests."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith("PANDAFLOW_")}
-    return {**mine, "PYTHONPATH": str(ROOT), "PYTHON_BASIC_REPL": "1", "TERM": "xterm"}
+    path = f"{ROOT}{os.pathsep}{ROOT / 'pilot'}"
+    return {**mine, "PYTHONPATH": path, "PYTHON_BASIC_REPL": "1", "TERM": "xterm"}
 
 
 @pytest.mark.parametrize("page", [*PAGES, *SCRIPTS])
@@ -183,6 +185,9 @@ def test_notebook(path: Path, folder: Path) -> None:
     nbformat = pytest.importorskip("nbformat")
     if path.name == "03_hpc.ipynb":
         skip_without_slurm()
+    if path.name == "04_grid.ipynb":
+        for package in ("fastapi", "uvicorn", "httptools", "uvloop", "httpx", "matplotlib"):
+            pytest.importorskip(package)
     if path.name == "05_globus_compute.ipynb":
         skip_without_globus()
     if path.name == "02_hpo.ipynb":
@@ -224,6 +229,22 @@ def drawn(notebook: object) -> dict[str, int]:
             found["svg"] += any("<svg" in str(form) for form in data.values())
             found["png"] += "image/png" in data
     return found
+
+
+def test_the_page_of_the_server_is_up_to_date() -> None:
+    for package in ("fastapi", "uvicorn"):
+        pytest.importorskip(package, reason=f"no {package}: extra 'server'")
+    made = subprocess.run(
+        [sys.executable, "-c", "import make_api; print(make_api.render(), end='')"],
+        cwd=ROOT / "docs",
+        env={**environment(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert made.returncode == 0, made.stderr
+    page = (ROOT / "docs/reference/server.md").read_text(encoding="utf-8")
+    assert page == made.stdout, "run: python docs/make_api.py"
 
 
 def test_notebooks_are_there() -> None:

@@ -357,7 +357,7 @@ def explore(store: SqlStore, examples: int) -> None:
 
 def test_sqlite_agrees_with_the_model() -> None:
     with tempfile.TemporaryDirectory() as folder, opened(str(Path(folder) / "s.db")) as store:
-        explore(store, examples=20)
+        explore(store, examples=12)
 
 
 @pytest.mark.postgres
@@ -366,7 +366,7 @@ def test_postgres_agrees_with_the_model(postgres: PostgresServer) -> None:
         explore(store, examples=3)
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.postgres
 def test_postgres_agrees_with_the_model_for_long(postgres: PostgresServer) -> None:
     with opened(postgres.create_database()) as store:

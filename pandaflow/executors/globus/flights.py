@@ -14,18 +14,16 @@ from typing import Any
 from pandaflow.core import brokerage
 from pandaflow.core.brokerage import Load
 from pandaflow.core.bundle import BundleSpec
-from pandaflow.core.events import BundleEnded, BundleLost, BundleStarted, SlotsChanged
-from pandaflow.core.model import Failure
+from pandaflow.core.events import BundleEnded, SlotsChanged
 from pandaflow.data.results import ResultStore
 from pandaflow.executors.globus.functions import Function
 from pandaflow.executors.globus.link import Call
 from pandaflow.executors.globus.settings import Endpoint
-from pandaflow.ports import Assignment, Report
+from pandaflow.executors.remote import account as remote
+from pandaflow.ports import Report
 
 logger = logging.getLogger("pandaflow.executors")
 
-#: Losses of the same jobs in a row, while nothing else ends, after which they fail.
-MOST_LOSSES = 20
 #: Seconds of work for each slot that a session wants at hand: a request takes seconds.
 AHEAD_S = 10.0
 #: Seconds until a submission that failed is tried again: at first, and at most.
@@ -146,16 +144,11 @@ class Commands:
 
 
 @dataclass(slots=True, eq=False)
-class Flight:
+class Flight(remote.Flight):
     """A bundle that has not ended.
 
     Attributes
     ----------
-    spec : BundleSpec
-    given : Assignment or None
-        None: adopted from an earlier session.
-    needs : set of int
-        Bundles in flight that it waits for.
     calls : list of Call
         What is submitted for it: one for a bundle of functions, one for each command.
     commands : Commands or None
@@ -168,39 +161,22 @@ class Flight:
         Ids of its calls, where known.
     answers : dict of int to Any
         Results of its calls that have come.
-    sent : float
-        When it was handed to the SDK (monotonic).
-    begun : float
-        When its start was noticed (monotonic); 0: it has not begun as far as is known.
-    gone : bool
-        Nobody wants to know about it any more, but it may still run.
     refused : dict of str to str
         Endpoints that did not take it, and why.
     """
 
-    spec: BundleSpec
-    given: Assignment | None = None
-    needs: set[int] = field(default_factory=set)
     calls: list[Call] = field(default_factory=list)
     commands: Commands | None = None
     place: Place | None = None
     futures: list[Future[Any]] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
     answers: dict[int, Any] = field(default_factory=dict)
-    sent: float = 0.0
-    begun: float = 0.0
-    gone: bool = False
     refused: dict[str, str] = field(default_factory=dict)
 
     @property
-    def number(self) -> int:
-        """Number of the bundle."""
-        return self.spec.bundle
-
-    @property
-    def ready(self) -> bool:
-        """Whether it can be sent."""
-        return self.place is None and not self.needs
+    def out(self) -> bool:
+        """Whether it was sent, and not taken back."""
+        return self.place is not None
 
     @property
     def size(self) -> int:
@@ -217,26 +193,12 @@ class Flight:
         self.place, self.futures, self.tasks, self.answers = None, [], [], {}
 
 
-def urgency(flight: Flight) -> tuple[tuple[int, ...], int]:
-    """Order of submission, largest first: by priority, and then as they came."""
-    assert flight.given is not None  # those adopted were sent long ago
-    return flight.given.emit.priority, -flight.number
-
-
 def cores_of(spec: BundleSpec) -> int:
     """Return the cores that a bundle takes."""
     return brokerage.cores_on_node(spec.resources) * spec.resources.nodes
 
 
-def refused(spec: BundleSpec, text: str, kind: str = "site") -> BundleEnded:
-    """Return the end of a bundle that cannot run: nobody's code is to blame."""
-    failure = Failure(kind=kind, message=text, charged=False)
-    return BundleEnded(
-        at=time.time(), bundle=spec.bundle, failures=dict.fromkeys(range(len(spec.jobs)), failure)
-    )
-
-
-class Account:
+class Account(remote.Account[Flight]):
     """What a session has in flight.
 
     Parameters
@@ -250,8 +212,6 @@ class Account:
 
     Attributes
     ----------
-    flights : dict of int to Flight
-        Those that have not ended.
     stopping : set of Flight
         Those nobody wants any more, and that may still run.
     trouble : str
@@ -261,13 +221,11 @@ class Account:
     def __init__(
         self, run: str, results: ResultStore, places: Sequence[Place], report: Report
     ) -> None:
-        self._run, self.results, self.report = run, results, report
+        super().__init__(results, report)
+        self._run, self._online = run, True
         self.places = {place.name: place for place in places}
-        self.flights: dict[int, Flight] = {}
         self.stopping: set[Flight] = set()
         self.trouble = ""
-        self._losses: Counter[tuple[int, int]] = Counter()
-        self._online = True
 
     # --- what there is ------------------------------------------------------------------
 
@@ -275,11 +233,6 @@ class Account:
     def several(self) -> bool:
         """Whether there is a choice of endpoints."""
         return len(self.places) > 1
-
-    def ready(self) -> list[Flight]:
-        """Bundles that can be sent, the most urgent first."""
-        waiting = [flight for flight in self.flights.values() if flight.ready]
-        return sorted(waiting, key=urgency, reverse=True)
 
     def at(self, place: Place) -> list[Flight]:
         """Bundles that an endpoint has."""
@@ -309,85 +262,39 @@ class Account:
 
     # --- bundles come and go ------------------------------------------------------------
 
-    def take_in(self, assignments: Sequence[Assignment]) -> None:
-        """Take bundles in; send back at once what can never run."""
-        for given in assignments:
-            self.flights[given.emit.bundle] = Flight(given.spec, given)
-        for given in assignments:
-            self._admit(self.flights[given.emit.bundle], given)
-
-    def _admit(self, flight: Flight, given: Assignment) -> None:
-        needs = {need for need, location in given.deps if not location}
-        flight.needs = {need for need in needs if need in self.flights}
+    def misfit(self, flight: Flight) -> str:
+        """Say why no endpoint can ever run a bundle; empty if one can."""
         sites = [place.endpoint.place for place in self.places.values()]
         ranking = brokerage.rank(flight.spec.resources, sites)
-        if not ranking.sites:
-            self.tell(refused(flight.spec, f"no endpoint fits: {ranking.describe()}", "unfit"))
-        elif any(self.results.find(need) is None for need in needs - flight.needs):
-            self.lose(flight, "values it reads are gone")
+        return "" if ranking.sites else f"no endpoint fits: {ranking.describe()}"
 
     def drop(self, numbers: Iterable[int]) -> list[Flight]:
         """Forget bundles that were cancelled; return those that have to be stopped."""
-        dropped = []
-        for number in numbers:
-            flight = self.flights.pop(number, None)
-            if flight is None:
-                continue
-            flight.gone = True
-            if flight.place is not None:
-                self.stopping.add(flight)
-                dropped.append(flight)
-            self._settle_dependents(number, f"bundle {number}, which it reads, was cancelled")
+        dropped = super().drop(numbers)
+        self.stopping.update(dropped)
         return dropped
 
     # --- events -------------------------------------------------------------------------
 
-    def started(self, flight: Flight, at: float, worker: str = "") -> None:
-        """Report that a bundle has begun, once."""
-        if flight.begun or flight.gone:
-            return
-        flight.begun = time.monotonic()
+    def begun(self, flight: Flight, at: float, worker: str = "") -> None:
+        """Report that a bundle has begun, once; and where, if there is a choice."""
         site = flight.place.name if flight.place and self.several else ""
-        self.report(BundleStarted(at, flight.number, worker, site))
+        self.started(flight, at, worker, site)
 
     def ended(self, event: BundleEnded) -> None:
         """Report a bundle whose jobs were run."""
         flight = self.flights.get(event.bundle)
-        if flight is not None and flight.place is not None:
-            self._losses.clear()
-            flight.place.finished += 1
-        self.tell(event)
+        if flight is None or flight.place is None:
+            self.tell(event)
+            return
+        flight.place.finished += 1
+        super().ended(event)
 
     def lose(self, flight: Flight, reason: str, *, charged: bool = False) -> None:
         """Report a bundle that will not come back; too often, and it fails."""
         if flight.place is not None:
             flight.place.lost += 1
-        # The bundle of the next attempt has another number.
-        key = (flight.spec.task, flight.spec.jobs[0])
-        self._losses[key] += 1
-        if self._losses[key] < MOST_LOSSES:
-            self.tell(BundleLost(time.time(), flight.number, reason, None, charged))
-            return
-        told = f"it was lost {MOST_LOSSES} times in a row, and no other job ended meanwhile"
-        self.tell(refused(flight.spec, f"{told}; the last time: {reason}"))
-
-    def tell(self, event: BundleEnded | BundleLost) -> None:
-        """Report how a bundle ended, unless nobody wants to know any more."""
-        flight = self.flights.pop(event.bundle, None)
-        if flight is None:
-            return
-        flight.gone = True
-        self.report(event)
-        there = isinstance(event, BundleEnded) and event.location
-        gone = "" if there else f"bundle {event.bundle}, which it reads, left no values"
-        self._settle_dependents(event.bundle, gone)
-
-    def _settle_dependents(self, number: int, gone: str) -> None:
-        """Let go what waits for a bundle; with a reason if its values will not come."""
-        for flight in [each for each in self.flights.values() if number in each.needs]:
-            flight.needs.discard(number)
-            if gone and flight.number in self.flights:
-                self.tell(BundleLost(time.time(), flight.number, gone, None, False))
+        super().lose(flight, reason, charged=charged)
 
 
 def reasons(places: Mapping[str, Place], now: float) -> str:

@@ -18,7 +18,7 @@ from hashlib import blake2b
 
 from pandaflow import __version__
 from pandaflow.data.results import ResultStore
-from pandaflow.executors.globus import wire
+from pandaflow.executors.remote import wire
 
 #: Bytes of a payload that a function carries at most; larger ones travel with their bundles.
 CARRIED = 1_000_000
@@ -47,9 +47,9 @@ _BUNDLE = '''\
 def pandaflow_bundle(work):
     """Run a bundle of jobs."""
     import base64
-    from pandaflow.executors.globus import remote
+    from pandaflow.executors.remote import worker
     code = {code}
-    return remote.run(work, code and base64.b85decode(code))
+    return worker.run(work, code and base64.b85decode(code))
 '''
 
 

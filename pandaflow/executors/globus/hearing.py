@@ -9,12 +9,14 @@ from typing import Any
 
 from pandaflow.core.errors import DataError
 from pandaflow.executors.channel import unpack_said
-from pandaflow.executors.globus import outcome, shell, wire
-from pandaflow.executors.globus.flights import Account, Flight, Place, refused
+from pandaflow.executors.globus import shell
+from pandaflow.executors.globus.flights import Account, Flight, Place
 from pandaflow.executors.globus.link import FINAL, http_status
 from pandaflow.executors.globus.settings import GlobusSettings
 from pandaflow.executors.globus.verdicts import Verdict, judge
-from pandaflow.executors.globus.wire import Ref, Reply
+from pandaflow.executors.remote import outcome, wire
+from pandaflow.executors.remote.account import refused
+from pandaflow.executors.remote.wire import Ref, Reply
 
 logger = logging.getLogger("pandaflow.executors")
 
@@ -65,10 +67,10 @@ class Hearing:
             place.ended_task, place.asked = flight.tasks[at], flight.sent
 
     def _reply(self, flight: Flight, result: Any) -> None:
-        reply = self._unpacked(result)
+        reply, left = self._unpacked(result)
         for message in reply.messages:
             if message["op"] == "started":
-                self._account.started(flight, message["at"], message["worker"])
+                self._account.begun(flight, message["at"], message["worker"])
             elif message["op"] == "said":
                 for said in unpack_said(message):
                     self._account.report(said)
@@ -78,17 +80,19 @@ class Hearing:
             self._account.tell(refused(flight.spec, self._too_large(flight, reply), "output"))
         else:
             self._keep(flight, reply)
+        if left:  # not before its values are kept
+            wire.remove(left)
 
-    def _unpacked(self, result: Any) -> Reply:
+    def _unpacked(self, result: Any) -> tuple[Reply, str]:
+        """Return the reply, and where it lies if it came by reference."""
         if not isinstance(result, bytes):
             raise DataError(f"an endpoint returned {type(result).__name__} instead of a reply")
-        message = wire.unpack(result)
+        message, left = wire.unpack(result), ""
         if isinstance(message, Ref):
-            url, message = message.url, wire.unpack(wire.read(message))
-            wire.remove(url)
+            left, message = message.url, wire.unpack(wire.read(message))
         if not isinstance(message, Reply):
             raise DataError("an endpoint returned something else than a reply")
-        return message
+        return message, left
 
     def _keep(self, flight: Flight, reply: Reply) -> None:
         ended = outcome.keep(reply, self._account.results)
@@ -110,7 +114,7 @@ class Hearing:
         assert flight.commands is not None
         said = shell.hear(result)
         flight.answers[at] = said
-        self._account.started(flight, said.began, said.host)
+        self._account.begun(flight, said.began, said.host)
         if len(flight.answers) < len(flight.commands.positions):
             return
         if any(each.code == shell.NO_ROOM and not each.host for each in flight.answers.values()):
@@ -152,7 +156,7 @@ class Hearing:
         return verdict
 
     def _begun(self, flight: Flight) -> None:
-        self._account.started(flight, time.time())
+        self._account.begun(flight, time.time())
 
     def probe_failed(self, place: Place, error: BaseException) -> None:
         """Try again later; an endpoint that runs nothing refuses from now on."""

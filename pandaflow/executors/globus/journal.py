@@ -1,27 +1,16 @@
-"""What the next driver of a run must know: task group, user endpoints, tasks of each bundle.
-
-It lies beside the run's results. In a folder it is a file of lines, only appended to; a line cut
-short by a power cut is left out. In an object store, where nothing can be appended, each note is an
-object of its own.
-"""
+"""What the next driver of a run must know to go on with it: task group, tasks of each bundle."""
 
 from __future__ import annotations
 
-import base64
-import json
-import os
-import pickle
-import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from pandaflow.core.bundle import BundleSpec
 from pandaflow.data.results import ResultStore
-from pandaflow.executors.globus import wire
 from pandaflow.executors.globus.flights import Commands, Flight, Place
+from pandaflow.executors.remote import journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,36 +54,22 @@ class Journal:
     """
 
     def __init__(self, results: ResultStore) -> None:
-        folder = results.local
-        self._path = Path(folder, "globus", "journal") if folder is not None else None
-        self._url = f"{results.url}/globus/journal"
-        self._written = 0
+        self._file = journal.Journal(results, "globus")
         self.group: str | None = None
         self.user_endpoints: dict[str, str] = {}
         self.entries: dict[int, Entry] = {}
-        with suppress(OSError):  # nothing is known: what was sent is sent again
-            for line in self._lines():
+        for line in self._file.lines():
+            with suppress(ValueError, LookupError):
                 self._take(line)
 
-    def _lines(self) -> Iterator[bytes]:
-        if self._path is not None:
-            yield from self._path.read_bytes().splitlines()
-            return
-        there = sorted(wire.names(self._url))
-        self._written = len(there)
-        for name in there:
-            yield from wire.read(wire.Ref(f"{self._url}/{name}", 0)).splitlines()
-
-    def _take(self, line: bytes) -> None:
-        with suppress(ValueError, LookupError, TypeError, EOFError, pickle.UnpicklingError):
-            told = json.loads(line)
-            if "group" in told:
-                self.group = str(told["group"])
-            elif "user_endpoint" in told:
-                self.user_endpoints[str(told["endpoint"])] = str(told["user_endpoint"])
-            else:
-                entry: Entry = pickle.loads(base64.b64decode(told["entry"]))
-                self.entries[entry.spec.bundle] = entry
+    def _take(self, told: Mapping[str, Any]) -> None:
+        if "group" in told:
+            self.group = str(told["group"])
+        elif "user_endpoint" in told:
+            self.user_endpoints[str(told["endpoint"])] = str(told["user_endpoint"])
+        else:
+            entry: Entry = journal.thaw(told["entry"])
+            self.entries[entry.spec.bundle] = entry
 
     def note(self, group: str | None, flights: Sequence[Flight]) -> None:
         """Note that the service has accepted bundles; they survive the driver, not the machine.
@@ -109,7 +84,7 @@ class Journal:
             self.group = group
             lines.append({"group": group})
         lines += [_entry(flight) for flight in flights if flight.place is not None]
-        self._append(lines)
+        self._file.append(lines)
 
     def note_user_endpoints(self, places: Iterable[Place]) -> None:
         """Note the user endpoints that have become known: the next driver sees if they are dead.
@@ -122,34 +97,11 @@ class Journal:
         told = {place.name: place.user_endpoint for place in places if place.user_endpoint}
         new = [name for name, user in told.items() if self.user_endpoints.get(name) != user]
         self.user_endpoints |= told
-        self._append([{"endpoint": name, "user_endpoint": told[name]} for name in new])
-
-    def _append(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        if lines:
-            self._write(b"".join(b"\n" + json.dumps(line).encode() for line in lines))
-
-    def _write(self, data: bytes) -> None:
-        if self._path is None:
-            # In the order of writing; a driver that was taken for dead must not write over it.
-            name = f"{self._written:08d}-{secrets.token_hex(4)}"
-            wire.write(f"{self._url}/{name}", data)
-            self._written += 1
-            return
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        try:
-            file = os.open(self._path, flags, 0o644)
-        except FileNotFoundError:
-            self._path.parent.mkdir(parents=True)
-            file = os.open(self._path, flags, 0o644)
-        try:
-            os.write(file, data)
-        finally:
-            os.close(file)
+        self._file.append([{"endpoint": name, "user_endpoint": told[name]} for name in new])
 
 
 def _entry(flight: Flight) -> dict[str, Any]:
     assert flight.place is not None
     spec = replace(flight.spec, sources={})
     entry = Entry(spec, flight.place.name, tuple(flight.tasks), flight.commands)
-    data = pickle.dumps(entry, protocol=5)
-    return {"bundle": flight.number, "entry": base64.b64encode(data).decode()}
+    return {"bundle": flight.number, "entry": journal.freeze(entry)}

@@ -20,7 +20,7 @@ from pandaflow.core import brokerage
 from pandaflow.core.errors import DataError, PandaflowError, SiteError, WorkflowError
 from pandaflow.core.events import BundlePlaced
 from pandaflow.executors.command import parse_command
-from pandaflow.executors.globus import coalesce, shell, wire
+from pandaflow.executors.globus import coalesce, shell
 from pandaflow.executors.globus.flights import (
     BACK_OFF_S,
     Account,
@@ -28,7 +28,6 @@ from pandaflow.executors.globus.flights import (
     Flight,
     Place,
     cores_of,
-    refused,
 )
 from pandaflow.executors.globus.functions import (
     CARRIED,
@@ -42,6 +41,8 @@ from pandaflow.executors.globus.functions import (
 from pandaflow.executors.globus.link import FINAL, Call, Link, http_status, short, specification
 from pandaflow.executors.globus.settings import GlobusSettings
 from pandaflow.executors.outcome import JobFailed
+from pandaflow.executors.remote import wire
+from pandaflow.executors.remote.account import refused
 from pandaflow.executors.template import load_payload
 from pandaflow.ports import Assignment
 
@@ -362,7 +363,7 @@ class Sender:
             for line in made
         ]
         if not made:
-            from pandaflow.executors.globus.outcome import keep_commands
+            from pandaflow.executors.remote.outcome import keep_commands
 
             self._account.tell(keep_commands(spec, {}, blocked, outputs, results))
 

@@ -21,16 +21,18 @@ from typing import Any
 
 from pandaflow.core.events import SlotsChanged
 from pandaflow.data.results import ResultStore
-from pandaflow.executors.globus import watch, wire
-from pandaflow.executors.globus.flights import Account, Facts, Flight, Place, reasons, refused
+from pandaflow.executors.globus import watch
+from pandaflow.executors.globus.flights import Account, Facts, Flight, Place, reasons
 from pandaflow.executors.globus.functions import Registry, beside
 from pandaflow.executors.globus.hearing import Hearing
 from pandaflow.executors.globus.journal import Journal
 from pandaflow.executors.globus.link import Link
-from pandaflow.executors.globus.remote import begun_mark, stop_mark
 from pandaflow.executors.globus.sender import Sender, task_of
 from pandaflow.executors.globus.settings import GlobusSettings
 from pandaflow.executors.orders import Orders
+from pandaflow.executors.remote import wire
+from pandaflow.executors.remote.account import refused
+from pandaflow.executors.remote.worker import begun_mark, stop_mark
 from pandaflow.ports import Assignment, Report
 
 logger = logging.getLogger("pandaflow.executors")
@@ -154,7 +156,7 @@ class GlobusSession:
         match kind:
             case "submit":
                 self._sender.gather()
-                self._account.take_in(what)
+                self._account.take_in([Flight(given.spec, given) for given in what])
             case "adopt":
                 return self._adopt(what)
             case "cancel":
@@ -301,7 +303,7 @@ class GlobusSession:
             for flight in list(self._account.flights.values()):
                 name = begun_mark("", flight.number)[1:]
                 if flight.tasks and not flight.begun and name in there:
-                    self._account.started(flight, watch.begun_at(f"{board}/{name}"))
+                    self._account.begun(flight, watch.begun_at(f"{board}/{name}"))
 
     def _poll(self) -> None:
         self._polling = True
@@ -326,7 +328,7 @@ class GlobusSession:
                 if not state.pending and state.result is not None:
                     self._heard(flight, at, state.result)
                 elif watch.runs(state):
-                    self._account.started(flight, time.time())
+                    self._account.begun(flight, time.time())
 
     def _in_background(self, kind: str, call: Callable[[], Any]) -> None:
         """Ask the service something; the answer, or its refusal, is an order."""

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from pandaflow.core.brokerage import Site
 from pandaflow.core.errors import WorkflowError
-from pandaflow.executors.globus import wire
+from pandaflow.executors.remote import wire
 
 #: Bytes: of a request (the service takes 5 MB), and of a result (workers refuse above 10 MiB).
 REQUEST_BYTES, RESULT_BYTES = 4_000_000, 10 * 2**20

@@ -14,21 +14,22 @@ import re
 import secrets
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pandaflow.core.bundle import Blocked, BundleSpec, BundleValues, JobInputs
 from pandaflow.core.errors import DataError
 from pandaflow.executors.command import Command, CommandPayload, parse_command, render
-from pandaflow.executors.globus import wire
-from pandaflow.executors.globus.remote import begun_mark, stop_mark
 from pandaflow.executors.jobs import job_seed
+from pandaflow.executors.remote import wire
+from pandaflow.executors.remote.outcome import WALLTIME, Said
+from pandaflow.executors.remote.worker import begun_mark, stop_mark
 from pandaflow.executors.template import bind, load_payload, slot_of
 
 #: Bytes of standard error, and of standard output where files are the value, that come back.
 LOG_BYTES = 100_000
-#: Exit codes of the script's own: stopped by a mark, by its walltime, no room to work in.
-STOPPED, WALLTIME, NO_ROOM = 143, 124, 125
+#: Exit codes of the script's own: stopped by a mark, no room to work in.
+STOPPED, NO_ROOM = 143, 125
 #: Launchers that a command starts its ranks with by itself.
 _LAUNCHER = re.compile(r"\b(mpirun|mpiexec|srun|aprun|jsrun|PARSL_MPI_PREFIX)\b")
 
@@ -85,38 +86,6 @@ class Line:
 
     position: int
     script: str
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What the script of a job has told.
-
-    Attributes
-    ----------
-    code : int
-        Exit code of the command.
-    began, ended : float
-        Seconds since the epoch, by the worker's clock.
-    host : str
-    out, err : bytes
-        The ends of its output.
-    printed : int
-        Bytes of standard output that there were.
-    files : mapping of str to bytes or Ref
-        Its outputs: here, or where they were put.
-    large : mapping of str to int
-        Outputs that were too large to come back, with their sizes.
-    """
-
-    code: int
-    began: float = 0.0
-    ended: float = 0.0
-    host: str = ""
-    out: bytes = b""
-    err: bytes = b""
-    printed: int = 0
-    files: Mapping[str, wire.Blob] = field(default_factory=dict)
-    large: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pandaflow import __version__
-from pandaflow.executors.globus import wire
 from pandaflow.executors.globus.flights import Account, Facts, Flight, Place
 from pandaflow.executors.globus.link import Health, Link, TaskState
 from pandaflow.executors.globus.settings import GlobusSettings
+from pandaflow.executors.remote import wire
 
 logger = logging.getLogger("pandaflow.executors")
 

@@ -141,6 +141,28 @@ def test_endpoints_that_are_written_wrong(where: str, told: str) -> None:
     assert told in str(caught.value) and where in str(caught.value)
 
 
+def test_a_server_of_the_grid() -> None:
+    executor = parse_executor("grid:https://pool:8443?queue=CERN&tags=a&tags=b&data=/scratch", None)
+    settings = executor.settings
+    assert (settings.server, settings.queue) == ("https://pool:8443", "CERN")
+    assert (settings.tags, settings.data) == (("a", "b"), "/scratch")
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("grid:pool:8443", "give its URL"),
+        ("grid:https://pool?queue=a&queue=b", "queue is given twice"),
+        ("grid:https://pool?que=a", "'que'"),
+        ("grid:https://pool?slots=0", "slots=0"),
+    ],
+)
+def test_servers_that_are_written_wrong(where: str, told: str) -> None:
+    with pytest.raises(WorkflowError) as caught:
+        parse_executor(where, None)
+    assert told in str(caught.value) and where in str(caught.value)
+
+
 def test_htcondor_has_no_queues() -> None:
     with pytest.raises(WorkflowError, match="no queues"):
         parse_executor("htcondor:main", None)

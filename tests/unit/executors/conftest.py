@@ -12,10 +12,14 @@ import pytest
 
 from pandaflow.core.bundle import BundleSpec, BundleValues, SourceSlice
 from pandaflow.core.chunking import Fixed
+from pandaflow.core.commands import EmitBundle
 from pandaflow.core.events import BundleEnded
 from pandaflow.core.model import Input, Source
+from pandaflow.core.template import Payload, Slot
 from pandaflow.executors import capture, supervise
-from pandaflow.executors.payload import Payload, Slot, run_bundle, unpack_ended
+from pandaflow.executors.command import CommandPayload
+from pandaflow.executors.payload import run_bundle, unpack_ended
+from pandaflow.ports import Assignment
 
 
 class Bench:
@@ -96,3 +100,43 @@ def until(condition: Callable[[], Any], timeout: float = 60.0) -> None:
 @pytest.fixture(name="until")
 def until_fixture() -> Callable[..., None]:
     return until
+
+
+Make = Callable[..., Assignment]
+
+
+@pytest.fixture
+def make() -> Make:
+    """Describe a bundle with a job for each item; what it calls is a function or a command."""
+
+    def bundle(number: int, what: Any, items: list[Any], **changes: Any) -> Assignment:
+        command = isinstance(what, str)
+        payload = CommandPayload(what, (Slot(0),)) if command else Payload(what, (Slot(0),))
+        about = {
+            "run": "run-1",
+            "bundle": number,
+            "task": 0,
+            "name": "work",
+            "token": "token",
+            "kind": "command" if command else "function",
+            "jobs": range(len(items)),
+            "attempt": 1,
+            "lists": False,
+            "inputs": (Input(Source(0)),),
+            "chunks": Fixed(len(items)),
+            "sources": {0: SourceSlice(0, tuple(items))},
+            "results": "/nowhere",
+        }
+        spec = BundleSpec(**(about | changes))
+        emit = EmitBundle(
+            bundle=number,
+            task=spec.task,
+            jobs=spec.jobs,
+            attempt=1,
+            executor="",
+            resources=spec.resources,
+            priority=(0, 0, 0),
+        )
+        return Assignment(emit, spec, "payload", cloudpickle.dumps(payload))
+
+    return bundle

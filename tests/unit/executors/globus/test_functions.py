@@ -13,8 +13,9 @@ import pytest
 
 from pandaflow.core.template import Payload, Slot
 from pandaflow.data.results import ResultStore
-from pandaflow.executors.globus import functions, outcome, wire
+from pandaflow.executors.globus import functions
 from pandaflow.executors.globus.functions import Function, Registry
+from pandaflow.executors.remote import outcome, wire
 from pandaflow.testing import payloads
 
 

@@ -15,17 +15,23 @@ from pandaflow.core.brokerage import Site
 from pandaflow.core.events import BundleEnded, BundleLost, Event, SlotsChanged
 from pandaflow.core.model import Resources
 from pandaflow.data.results import ResultStore
-from pandaflow.executors.globus import flights, watch, wire
-from pandaflow.executors.globus.flights import MOST_LOSSES, Account, Facts, Place
+from pandaflow.executors.globus import flights, watch
+from pandaflow.executors.globus.flights import Account, Facts, Flight, Place
 from pandaflow.executors.globus.functions import __version__
 from pandaflow.executors.globus.hearing import Hearing
 from pandaflow.executors.globus.journal import Journal
 from pandaflow.executors.globus.link import Health, TaskState, specification
 from pandaflow.executors.globus.settings import Endpoint, GlobusSettings
 from pandaflow.executors.globus.watch import Answer
+from pandaflow.executors.remote import wire
+from pandaflow.executors.remote.account import MOST_LOSSES
 from pandaflow.testing import payloads
 
 HERE = (*sys.version_info[:2], 0)
+
+
+def flight_of(given: Any) -> Flight:
+    return Flight(given.spec, given)
 
 
 class Books:
@@ -41,7 +47,7 @@ class Books:
         self.account = Account("run-1", self.results, self.places, self.events.append)
 
     def take(self, number: int, *, at: Place | None = None, sent: float = 0.0, **more: Any) -> Any:
-        self.account.take_in([self.make(number, payloads.double, [1], **more)])
+        self.account.take_in([flight_of(self.make(number, payloads.double, [1], **more))])
         flight = self.account.flights[number]
         if at is not None:
             flight.place, flight.sent, flight.tasks = at, sent, [f"task-{number}"]
@@ -59,7 +65,7 @@ def books(make: Any, tmp_path: Path) -> Books:
 
 
 def test_what_fits_nowhere_is_refused_with_the_reasons(books: Books) -> None:
-    books.account.take_in([books.make(1, "true", [1], resources=Resources(nodes=9))])
+    books.account.take_in([flight_of(books.make(1, "true", [1], resources=Resources(nodes=9)))])
     (event,) = books.events
     assert isinstance(event, BundleEnded)
     failure = event.failures[0]

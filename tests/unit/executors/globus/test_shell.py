@@ -12,8 +12,9 @@ import pytest
 
 from pandaflow.core.model import Resources
 from pandaflow.data.results import ResultStore
-from pandaflow.executors.globus import outcome, shell, wire
-from pandaflow.executors.globus.shell import Said
+from pandaflow.executors.globus import shell
+from pandaflow.executors.remote import outcome, wire
+from pandaflow.executors.remote.outcome import Said
 
 BIG = 2_000_000
 

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from pandaflow.core.bundle import BundleSpec
 from pandaflow.core.errors import DataError
+from pandaflow.data.results import adler32
 
 #: Bytes from which on a message is compressed.
 _COMPRESS = 4_096
@@ -25,10 +26,11 @@ _OVERHEAD = 512
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """Bytes that lie in a store: path or fsspec URL, and how many there are."""
+    """Bytes that lie in a store: path or fsspec URL, how many there are, and their checksum."""
 
     url: str
     size: int
+    checksum: str = ""
 
 
 Blob: TypeAlias = bytes | Ref
@@ -174,16 +176,25 @@ def read(blob: Blob) -> bytes:
     ------
     OSError
         They cannot be read.
+    DataError
+        They are not what their checksum says.
     """
     if isinstance(blob, bytes):
         return blob
-    path = local_path(blob.url)
+    data = _contents(blob.url)
+    if blob.checksum and adler32(data) != blob.checksum:
+        raise DataError(f"{blob.url} does not have its checksum {blob.checksum}")
+    return data
+
+
+def _contents(url: str) -> bytes:
+    path = local_path(url)
     if path is not None:
         with open(path, "rb") as file:
             return file.read()
     import fsspec
 
-    filesystem, inner = fsspec.core.url_to_fs(blob.url)
+    filesystem, inner = fsspec.core.url_to_fs(url)
     return bytes(filesystem.cat_file(inner))
 
 

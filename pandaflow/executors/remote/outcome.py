@@ -20,11 +20,12 @@ from pandaflow.core.bundle import BundleSpec, Missing
 from pandaflow.core.events import BundleEnded
 from pandaflow.core.model import Failure, File
 from pandaflow.data.results import ResultStore, adler32, encode
-from pandaflow.executors.globus import wire
-from pandaflow.executors.globus.shell import WALLTIME, Said
-from pandaflow.executors.globus.wire import Reply
 from pandaflow.executors.outcome import pack_ended, unpack_ended
+from pandaflow.executors.remote import wire
+from pandaflow.executors.remote.wire import Reply
 
+#: Exit code that stands for a walltime that was over.
+WALLTIME = 124
 #: A shell reports the death of what it ran by a signal as 128 + signal.
 _DEADLY = {128 + number: number for number in (4, 6, 7, 8, 9, 11, 15)}
 
@@ -80,6 +81,41 @@ def unwritten(spec: BundleSpec, error: OSError, results: ResultStore) -> BundleE
 
 
 # --- commands ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What is told of a command that was run elsewhere.
+
+    Attributes
+    ----------
+    code : int
+        Exit code of the command.
+    began, ended : float
+        Seconds since the epoch, by the worker's clock.
+    host : str
+    out, err : bytes
+        The ends of its output.
+    printed : int
+        Bytes of standard output that there were.
+    files : mapping of str to bytes or Ref
+        Its outputs: here, or where they were put.
+    large : mapping of str to int
+        Outputs that were too large to come back, with their sizes.
+    failure : Failure or None
+        What those who ran it say of its failure; None: the exit code tells.
+    """
+
+    code: int
+    began: float = 0.0
+    ended: float = 0.0
+    host: str = ""
+    out: bytes = b""
+    err: bytes = b""
+    printed: int = 0
+    files: Mapping[str, wire.Blob] = field(default_factory=dict)
+    large: Mapping[str, int] = field(default_factory=dict)
+    failure: Failure | None = None
 
 
 @dataclass(slots=True)
@@ -175,8 +211,8 @@ class _NoValue(Exception):
 
 def _failure(said: Said, spec: BundleSpec) -> Failure | None:
     """Say why a command failed; None: it did not."""
-    if said.code == 0:
-        return None
+    if said.failure is not None or said.code == 0:
+        return said.failure
     limit, last = spec.resources.walltime, _last(said)
     if said.code == WALLTIME and limit is not None:
         return Failure(kind="walltime", message=f"ran longer than its walltime of {limit:g} s")

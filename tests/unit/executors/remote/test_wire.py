@@ -13,8 +13,8 @@ import pytest
 
 from pandaflow.core.errors import DataError
 from pandaflow.data.results import ResultStore, encode
-from pandaflow.executors.globus import outcome, remote, wire
-from pandaflow.executors.globus.wire import Ref, Reply, Work
+from pandaflow.executors.remote import outcome, wire, worker
+from pandaflow.executors.remote.wire import Ref, Reply, Work
 from pandaflow.testing import payloads
 
 LIMIT = 10 * 2**20
@@ -70,7 +70,7 @@ def test_stores(tmp_path: Path, remote_store: bool) -> None:
 
 def test_a_worker_returns_values_and_logs_that_the_driver_keeps(make: Any, tmp_path: Path) -> None:
     given, results = make(3, payloads.say, ["a", "b"]), ResultStore(str(tmp_path))
-    reply = reply_of(remote.run(wire.pack(Work(given.spec, limit=LIMIT)), given.code))
+    reply = reply_of(worker.run(wire.pack(Work(given.spec, limit=LIMIT)), given.code))
     ended = outcome.keep(reply, results)
     assert ended is not None
     assert results.load(ended.location).values == ["a", "b"]
@@ -83,7 +83,7 @@ def test_code_may_come_with_the_work_and_the_work_by_reference(make: Any, tmp_pa
     wire.write(f"{tmp_path}/code", given.code)
     packed = wire.pack(Work(given.spec, code=Ref(f"{tmp_path}/code", 0), limit=LIMIT))
     wire.write(f"{tmp_path}/work", packed)
-    reply = reply_of(remote.run(wire.pack(Ref(f"{tmp_path}/work", len(packed)))))
+    reply = reply_of(worker.run(wire.pack(Ref(f"{tmp_path}/work", len(packed)))))
     ended = outcome.keep(reply, ResultStore(str(tmp_path)))
     assert ended is not None
     assert ResultStore(str(tmp_path)).load(ended.location).values == [8]
@@ -91,16 +91,16 @@ def test_code_may_come_with_the_work_and_the_work_by_reference(make: Any, tmp_pa
 
 def test_work_without_code_is_refused(make: Any) -> None:
     with pytest.raises(DataError, match="no code"):
-        remote.run(wire.pack(Work(make(3, payloads.double, [4]).spec, limit=LIMIT)))
+        worker.run(wire.pack(Work(make(3, payloads.double, [4]).spec, limit=LIMIT)))
 
 
 def test_large_replies_need_a_store(make: Any, tmp_path: Path) -> None:
     given = make(3, os.urandom, [100_000])
-    reply = reply_of(remote.run(wire.pack(Work(given.spec, limit=50_000)), given.code))
+    reply = reply_of(worker.run(wire.pack(Work(given.spec, limit=50_000)), given.code))
     assert reply.large > 100_000
     assert reply.files == {}
     work = Work(given.spec, limit=50_000, data=str(tmp_path))
-    ref = wire.unpack(remote.run(wire.pack(work), given.code))
+    ref = wire.unpack(worker.run(wire.pack(work), given.code))
     assert isinstance(ref, Ref)
     assert len(wire.pack(ref)) < 1_000
     reply = reply_of(wire.read(ref))
@@ -111,29 +111,29 @@ def test_large_replies_need_a_store(make: Any, tmp_path: Path) -> None:
 def test_a_remote_result_store_is_written_by_the_worker(make: Any, tmp_path: Path) -> None:
     url = f"memory://{tmp_path.name}/run-1"
     given = make(3, payloads.double, [4], results=url)
-    reply = reply_of(remote.run(wire.pack(Work(given.spec, direct=True, limit=LIMIT)), given.code))
+    reply = reply_of(worker.run(wire.pack(Work(given.spec, direct=True, limit=LIMIT)), given.code))
     assert reply.files == {}
     assert ResultStore(url).load(ResultStore(url).place(3)).values == [8]
 
 
 def test_a_bundle_that_was_told_to_stop_does_not_begin(make: Any, tmp_path: Path) -> None:
     given = make(3, payloads.touch, [str(tmp_path / "begun")])
-    wire.write(remote.stop_mark(str(tmp_path), 3), b"")
+    wire.write(worker.stop_mark(str(tmp_path), 3), b"")
     work = Work(given.spec, board=str(tmp_path), limit=LIMIT)
-    assert reply_of(remote.run(wire.pack(work), given.code)).dropped
+    assert reply_of(worker.run(wire.pack(work), given.code)).dropped
     assert not (tmp_path / "begun").exists()
 
 
 def test_a_mark_stops_a_bundle_that_runs(make: Any, tmp_path: Path) -> None:
     given = make(4, payloads.heartbeat, [str(tmp_path / "beat")])
     work = wire.pack(Work(given.spec, board=str(tmp_path / "board"), marks=True, limit=LIMIT))
-    thread = threading.Thread(target=remote.run, args=(work, given.code))
+    thread = threading.Thread(target=worker.run, args=(work, given.code))
     thread.start()
     deadline = time.monotonic() + 30
     while not (tmp_path / "beat").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert wire.names(str(tmp_path / "board")) == {"4.begun"}
-    wire.write(remote.stop_mark(str(tmp_path / "board"), 4), b"")
+    wire.write(worker.stop_mark(str(tmp_path / "board"), 4), b"")
     thread.join(10)
     assert not thread.is_alive()
 
@@ -148,6 +148,6 @@ def test_values_of_others_are_read_where_they_were_sent(make: Any, tmp_path: Pat
         2, payloads.double, [0, 0], inputs=(Input(Output(0)),), sources={}, outputs={0: (0,)}
     )
     work = Work(second.spec, deps=(results.get(results.place(1)),), limit=LIMIT)
-    ended = outcome.keep(reply_of(remote.run(wire.pack(work), second.code)), results)
+    ended = outcome.keep(reply_of(worker.run(wire.pack(work), second.code)), results)
     assert ended is not None
     assert results.load(ended.location).values == [20, 40]

@@ -18,8 +18,8 @@ from typing import Any
 from pandaflow.core.bundle import BundleValues
 from pandaflow.core.errors import DataError
 from pandaflow.data.results import ResultStore
-from pandaflow.executors.globus import wire
-from pandaflow.executors.globus.wire import Blob, Ref, Reply, Work
+from pandaflow.executors.remote import wire
+from pandaflow.executors.remote.wire import Blob, Ref, Reply, Work
 
 #: Seconds between looks for the mark that stops a bundle: in a folder, and in a remote store.
 _LOOK_S = (0.2, 5.0)
@@ -51,7 +51,7 @@ def run(work: bytes, code: bytes | None = None) -> bytes:
     payload = code if message.code is None else wire.read(message.code)
     if payload is None:
         raise DataError("a worker was sent no code")
-    folder = tempfile.mkdtemp(prefix="pandaflow-globus-")
+    folder = tempfile.mkdtemp(prefix="pandaflow-remote-")
     try:
         return _replied(message, _run(message, payload, folder))
     finally:

@@ -1,0 +1,1 @@
+"""Jobs through the pool of the grid: bundles out, outcomes back."""

@@ -1,0 +1,1 @@
+"""The grid: a pool of bundles that pilots pull from over HTTPS."""

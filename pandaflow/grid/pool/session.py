@@ -1,0 +1,170 @@
+"""Transactions of the pool: SQL by sets, on both databases.
+
+A batch costs a handful of statements however many bundles it has: PostgreSQL gets the columns as
+arrays (``unnest``), SQLite ``executemany``, which costs it nothing.
+
+Rows are locked in one order everywhere, so that nobody waits in a circle: bundles by id, runs by
+number, queues by name, pilots by name. Who looks for ready bundles skips locked ones.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
+
+import sqlalchemy as sa
+
+from pandaflow.store.database import Database
+from pandaflow.store.statements import Cursor
+
+_LOCKS = {"{lock}": "FOR UPDATE", "{skip}": "FOR UPDATE SKIP LOCKED"}
+_POSTGRESQL: sa.Dialect = sa.make_url("postgresql+psycopg://").get_dialect()()
+_AMONG = re.compile(r"AMONG :(\w+)\[(\w+)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """A statement for many rows.
+
+    Attributes
+    ----------
+    sqlite, postgresql : str
+    columns : tuple of str
+        What a row has.
+    """
+
+    sqlite: str
+    postgresql: str
+    columns: tuple[str, ...]
+
+
+def inserting(table: sa.Table, *columns: str, conflict: str = "") -> Many:
+    """Return the INSERT of many rows into a table."""
+    head = f"INSERT INTO {table.name} ({', '.join(columns)})"
+    marks = ", ".join("?" * len(columns))
+    return Many(
+        f"{head} VALUES ({marks}) {conflict}",
+        f"{head} SELECT * FROM {_unnest(table, columns)} {conflict}",
+        columns,
+    )
+
+
+def updating(table: sa.Table, key: str, *columns: str) -> Many:
+    """Return the UPDATE of many rows; each gives the new values, and the key last."""
+    own = ", ".join(f"{column} = ?" for column in columns)
+    new = ", ".join(f"{column} = new.{column}" for column in columns)
+    named = (*columns, key)
+    return Many(
+        f"UPDATE {table.name} SET {own} WHERE {key} = ?",
+        # The keys again: without, PostgreSQL may read the whole table to join it.
+        f"UPDATE {table.name} AS old SET {new} FROM {_unnest(table, named)} "
+        f"WHERE old.{key} = new.{key} AND old.{key} = ANY({_array_of(table, key)})",
+        named,
+    )
+
+
+def _unnest(table: sa.Table, columns: Sequence[str]) -> str:
+    arrays = [_array_of(table, name) for name in columns]
+    return f"unnest({', '.join(arrays)}) AS new({', '.join(columns)})"
+
+
+def _array_of(table: sa.Table, column: str) -> str:
+    return f"CAST(%({column})s AS {table.c[column].type.compile(dialect=_POSTGRESQL)}[])"
+
+
+@lru_cache(maxsize=500)
+def _render(sql: str, dialect: str) -> str:
+    """Write a statement for a database; see :meth:`Session.rows`."""
+    lite = dialect == "sqlite"
+    for word, lock in _LOCKS.items():
+        sql = sql.replace(word, "" if lite else lock)
+    if lite:
+        return _AMONG.sub(r"IN (SELECT value FROM json_each(:\1))", sql)
+    sql = _AMONG.sub(r"= ANY(CAST(:\1 AS \2[]))", sql)
+    return re.sub(r":(\w+)", r"%(\1)s", sql)
+
+
+class Session:
+    """A transaction.
+
+    Attributes
+    ----------
+    dialect : {'sqlite', 'postgresql'}
+    """
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self.dialect = connection.dialect.name
+        self._cursor: Cursor = cast(Cursor, connection.connection.cursor())
+
+    def rows(self, sql: str, **params: Any) -> list[tuple[Any, ...]]:
+        """Run a statement and return its rows.
+
+        ``:name`` is a parameter, ``x AMONG :name[type]`` compares with a list of them, ``{lock}``
+        and ``{skip}`` lock the rows, waiting for others or leaving out what they have.
+        """
+        self._execute(sql, params)
+        return list(self._cursor.fetchall())
+
+    def one(self, sql: str, **params: Any) -> tuple[Any, ...] | None:
+        """Run a statement and return its first row, if there is one."""
+        rows = self.rows(sql, **params)
+        return rows[0] if rows else None
+
+    def run(self, sql: str, **params: Any) -> int:
+        """Run a statement and return how many rows it changed."""
+        self._execute(sql, params)
+        return self._cursor.rowcount
+
+    def many(self, statement: Many, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Run a statement for many rows."""
+        if not rows:
+            return
+        if self.dialect == "sqlite":
+            self._cursor.executemany(statement.sqlite, rows)
+            return
+        columns = map(_array, zip(*rows, strict=True))
+        params = dict(zip(statement.columns, columns, strict=True))
+        self._cursor.execute(statement.postgresql, params)
+
+    def _execute(self, sql: str, params: dict[str, Any]) -> None:
+        write = json.dumps if self.dialect == "sqlite" else _array
+        lists = {k: write(v) for k, v in params.items() if isinstance(v, list)}
+        if any(isinstance(value, str) and "\0" in value for value in params.values()):
+            raise ValueError("a text with a zero byte: PostgreSQL takes none")
+        self._cursor.execute(_render(sql, self.dialect), {**params, **lists})
+
+
+def _array(values: Sequence[Any]) -> str:
+    """Write an array as PostgreSQL reads it; psycopg's own way takes five times as long."""
+    return f"{{{','.join(map(_element, values))}}}"
+
+
+def _element(value: Any) -> str:
+    if isinstance(value, str):
+        # Quoted whatever it is: so neither a brace, a comma nor the word NULL means anything.
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return "NULL" if value is None else repr(value)
+
+
+@contextmanager
+def writing(database: Database) -> Iterator[Session]:
+    """Give a transaction that may write; it commits at the end."""
+    with database.write() as connection:
+        session = Session(connection)
+        if session.dialect == "postgresql":
+            # Each statement finds its rows by an index. The planner, whose statistics lag behind
+            # a table that fills and empties, would now and then read all of it instead.
+            session.run("SET LOCAL enable_seqscan = off")
+        yield session
+
+
+@contextmanager
+def reading(database: Database) -> Iterator[Session]:
+    """Give a transaction that sees one state of the database."""
+    with database.read() as connection, connection.begin():
+        yield Session(connection)

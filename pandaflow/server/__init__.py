@@ -1,0 +1,1 @@
+"""The pool behind a REST API: application, limits, serving."""

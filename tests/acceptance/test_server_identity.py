@@ -1,0 +1,207 @@
+"""A server that trusts some: over TLS, by certificates, and what it says to others."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from pandaflow.core.errors import SiteError
+from pandaflow.grid.auth.credentials import BearerToken, Nobody
+from pandaflow.grid.auth.secret import Secret
+from pandaflow.grid.http import GridClient
+from pandaflow.testing.grid import GridServer
+
+POLICY = """
+[[issuers]]
+name = "nobody"
+issuer = "https://127.0.0.1:1/"
+audience = ["pool"]
+client_id = "cli"
+
+[[rules]]
+certificates = ["/O=grid/CN=ada"]
+vo = "atlas"
+roles = ["user"]
+
+[[rules]]
+certificates = ["/O=grid/CN=otto"]
+vo = "atlas"
+roles = ["operator", "pilot"]
+
+[[rules]]
+certificates = ["/O=grid/CN=eve"]
+vo = "cms"
+roles = ["user", "operator", "pilot"]
+"""
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A certificate authority of one test session."""
+
+    folder: Path
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+
+    @classmethod
+    def make(cls, folder: Path) -> Authority:
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = _name("authority")
+        made = _builder(name, name, key).add_extension(
+            x509.BasicConstraints(ca=True, path_length=None), critical=True
+        )
+        authority = cls(folder, key, made.sign(key, hashes.SHA256()))
+        (folder / "ca.pem").write_bytes(_pem(authority.certificate))
+        return authority
+
+    def issue(self, common: str, *more: x509.GeneralName) -> Path:
+        """Return a file with a certificate and its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        made = _builder(_name(common), self.certificate.subject, key)
+        if more:
+            made = made.add_extension(x509.SubjectAlternativeName(more), critical=False)
+        path = self.folder / f"{common}.pem"
+        secret = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        path.write_bytes(_pem(made.sign(self.key, hashes.SHA256())) + secret)
+        return path
+
+
+def _name(common: str) -> x509.Name:
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "grid"),
+            x509.NameAttribute(NameOID.COMMON_NAME, common),
+        ]
+    )
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
+) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+    )
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.make(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def server(authority: Authority) -> Iterator[GridServer]:
+    policy = authority.folder / "policy.toml"
+    policy.write_text(POLICY)
+    host = authority.issue("host", x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
+    options = ["--policy", policy, "--tls-cert", host, "--client-ca", authority.folder / "ca.pem"]
+    with GridServer(options=[str(option) for option in options]) as running:
+        assert running.url.startswith("https://")
+        yield running
+
+
+def somebody(server: GridServer, authority: Authority, common: str | None) -> httpx.Client:
+    context = ssl.create_default_context(cafile=authority.folder / "ca.pem")
+    if common is not None:
+        context.load_cert_chain(authority.issue(common))
+    return httpx.Client(base_url=f"{server.url}/api/v1", verify=context, timeout=30)
+
+
+def test_nobody_in_particular_is_told_to_sign_in(server: GridServer, authority: Authority) -> None:
+    with somebody(server, authority, None) as http:
+        for method, path in [
+            ("GET", "/whoami"),
+            ("GET", "/runs"),
+            ("POST", "/pilot/acquire"),
+            ("POST", "/pilot/update"),
+            ("GET", "/metrics"),
+            ("GET", "/runs/%00/bundles"),
+        ]:
+            answer = http.request(method, path)
+            assert answer.status_code == 401, (path, answer.text)
+            assert answer.headers["www-authenticate"].startswith("Bearer")
+            assert answer.headers["content-type"] == "application/problem+json"
+        assert http.get("/health").status_code == 200
+        assert http.get("/auth").json()["issuers"][0]["client_id"] == "cli"
+    assert not any("ANONYMOUS" in line for line in server.said)
+
+
+def test_a_bad_token_is_refused_and_never_repeated(
+    server: GridServer, authority: Authority
+) -> None:
+    token = "eyJhbGciOiJub25lIn0.eyJpc3MiOiJ4In0.c2VjcmV0"
+    credentials = BearerToken(Secret(token))
+    with GridClient(server.url, credentials, ca=authority.folder / "ca.pem") as client:
+        with pytest.raises(SiteError, match="401") as caught:
+            client.runs()
+    assert not caught.value.transient
+    assert token not in str(caught.value) and token not in "".join(server.said)
+
+
+def test_a_server_of_an_unknown_authority_is_not_talked_to(server: GridServer) -> None:
+    with GridClient(server.url, Nobody()) as client, pytest.raises(SiteError, match="ca="):
+        client.health()
+
+
+def test_certificates_say_who_one_is_and_what_one_may_do(
+    server: GridServer, authority: Authority
+) -> None:
+    with (
+        somebody(server, authority, "ada") as ada,
+        somebody(server, authority, "otto") as otto,
+        somebody(server, authority, "eve") as eve,
+        somebody(server, authority, "mallory") as mallory,
+    ):
+        told = ada.get("/whoami").json()
+        assert (told["vo"], told["roles"]) == ("atlas", ["user"])
+        assert mallory.get("/whoami").status_code == 403
+        assert ada.put("/queues/q", json={"vos": ["atlas"]}).status_code == 403
+        assert otto.put("/queues/q", json={"vos": ["atlas"]}).status_code == 200
+        assert ada.put("/runs/mine").status_code == 204
+        assert ada.get("/runs").json()[0]["run"] == "mine"
+        # Another VO does not even hear that it is there.
+        assert eve.get("/runs").json() == []
+        for method, path in [("GET", "/runs/mine/bundles"), ("DELETE", "/runs/mine")]:
+            assert eve.request(method, path).status_code == 404
+        assert eve.get("/runs/mine/events", params={"seconds": 0}).status_code == 404
+        asked = {"pilot": "p", "queue": "q"}
+        assert ada.post("/pilot/acquire", json=asked).status_code == 403
+        assert ada.post("/pilot/update", json={"pilot": "p"}).status_code == 403
+        assert otto.post("/pilot/acquire", json=asked).status_code == 200
+        assert eve.post("/pilot/acquire", json=asked).status_code == 403
+        assert ada.get("/metrics").status_code == 403
+        assert otto.get("/metrics").status_code == 200
+
+
+def test_unsafe_settings_do_not_start() -> None:
+    for options, why in [
+        (["--host", "0.0.0.0"], "--policy"),
+        (["--behind-proxy"], "--policy"),
+    ]:
+        with pytest.raises(RuntimeError, match=why), GridServer(options=options):
+            pass
