@@ -18,7 +18,7 @@ MANIFEST := pyproject.toml constraints.txt
 help:
 	@echo "make demo    a small analysis, start to end, on this machine"
 	@echo "make test    lint, then all tests (as root on Debian: installs PostgreSQL, Slurm,"
-	@echo "             Grid Engine, RabbitMQ first); ALL=1: also those of minutes"
+	@echo "             Grid Engine, RabbitMQ, MPICH, Node.js first); ALL=1: also those of minutes"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make bench   the benchmarks"
 	@echo "make docs    draw docs/states.md again from the tables"

@@ -46,6 +46,12 @@ def noted(x: int, folder: str, seconds: float) -> int:
     return x
 
 
+@pf.task
+def over_when_begun(x: int, folder: str) -> int:
+    """Return how many jobs of ``noted`` had ended when this one began."""
+    return len(Path(folder, "over").read_text().split())
+
+
 @pf.workflow
 def two_stages(n: int) -> Any:
     sums = total.options(items_per_job=50)(double(pf.items(range(n))))

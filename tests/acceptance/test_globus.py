@@ -23,6 +23,8 @@ from tests.acceptance.globus_work import (
     failures,
     length,
     lines,
+    noted,
+    over_when_begun,
     site,
     through,
     total,
@@ -70,6 +72,19 @@ def test_stages_on_globus_and_here(executor: Any, store: str, threads: Any) -> N
 
     run = mixed().run(executor=executor, executors={"here": threads}, store=store)
     assert run.result() == 40 * 39
+
+
+def test_stage_two_begins_here_before_stage_one_has_ended_there(
+    executor: Any, store: str, threads: Any, tmp_path: Path
+) -> None:
+    @pf.workflow
+    def mixed() -> Any:
+        first = noted(pf.items(range(24)), str(tmp_path), 0.5)
+        return over_when_begun.options(executor="here")(first, str(tmp_path))
+
+    run = mixed().run(executor=executor, executors={"here": threads}, store=store)
+    assert len(run.result()) == 24
+    assert min(run.result()) < 24, "some began while others of stage one were still to end"
 
 
 def test_an_sdk_executor_of_the_user_s_own_gets_its_results(
