@@ -82,9 +82,10 @@ demo: $(STAMPS)/demo
 	$(PY) examples/demo.py
 
 # Tests of one file share their fixtures, so a file stays on one worker. Many wait for clusters, so
-# there are more workers than cores. ALL=1 adds those that take minutes each.
+# there are more workers than cores. Files go as they come: those that wait for clusters first, the
+# quick ones of tests/unit fill the end. ALL=1 adds those that take minutes.
 test: system lint
-	$(PY) -m pytest -n 4 --dist loadfile $(if $(ALL),,-m "not very_slow")
+	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(if $(ALL),,-m "not very_slow")
 
 lint: $(STAMPS)/dev
 	$(PY) -m ruff check .

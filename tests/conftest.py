@@ -23,6 +23,19 @@ settings.register_profile("tests", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("tests")
 
 
+#: Tests that start servers and pilots of the grid: a beta, and minutes of two cores together. The
+#: kits of pool and executor, and what starts nothing, always run.
+_GRID = ("unit/pilot/", "test_grid", "test_server", "test_pilot.py", "test_oidc.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the minutes of the grid to ``make test ALL=1``."""
+    for item in items:
+        path = item.path.as_posix()
+        if any(part in path for part in _GRID) or "04_grid" in item.name:
+            item.add_marker(pytest.mark.very_slow)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server of this test session's own."""

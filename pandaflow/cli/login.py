@@ -50,6 +50,10 @@ def logout(server: str | None) -> None:
     """Forget the sign-in at SERVER, and withdraw it at its issuer.
 
     Without SERVER: the variable PANDAFLOW_SERVER, or the only server there is a sign-in at.
+
+    \b
+    Examples:
+      pandaflow logout https://pandaflow.example.org
     """
     _require_grid()
     from pandaflow.grid.auth.signin import sign_out
@@ -66,6 +70,10 @@ def whoami(server: str | None, as_json: bool) -> None:
     """Show who you are to SERVER, and what you may do there.
 
     Without SERVER: the variable PANDAFLOW_SERVER, or the only server there is a sign-in at.
+
+    \b
+    Examples:
+      pandaflow whoami https://pandaflow.example.org
     """
     _require_grid()
     from pandaflow.grid.auth.cache import server_address

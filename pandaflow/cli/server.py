@@ -151,7 +151,13 @@ _COLUMNS = ("name", "state", "pilots", "running", "vos", "reason")
 
 @click.group()
 def queues() -> None:
-    """Look at the queues of a pool, make and steer them."""
+    """Look at the queues of a pool, make and steer them.
+
+    \b
+    Examples:
+      pandaflow queues ls --server https://pandaflow.example.org
+      pandaflow queues close CERN "cooling is being repaired"
+    """
 
 
 @queues.command("ls")
@@ -298,7 +304,13 @@ def delete_queue(name: str, server: str, ca: Path | None) -> None:
 
 @click.group()
 def pilots() -> None:
-    """Look at the pilots of a pool, and end them."""
+    """Look at the pilots of a pool, and end them.
+
+    \b
+    Examples:
+      pandaflow pilots ls --server https://pandaflow.example.org
+      pandaflow pilots drain node17-4f2a
+    """
 
 
 @pilots.command("ls")

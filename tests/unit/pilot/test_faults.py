@@ -267,7 +267,7 @@ def test_a_pilot_leaves_a_living_one_alone(front, start_pilot, eventually):
     assert front.result_of(bundle).out == b"here\n"
 
 
-def test_a_full_disk_is_the_sites_fault(front, start_pilot, tmp_path):
+def test_a_full_disk_is_the_sites_fault(front, start_pilot, tmp_path, eventually):
     if os.geteuid() != 0:
         pytest.skip("needs the right to mount")
     disk = tmp_path / "work"
@@ -284,7 +284,7 @@ def test_a_full_disk_is_the_sites_fault(front, start_pilot, tmp_path):
         assert result.code != 0
         assert front.result_of(after).out == b"fits\n"
         pilot.close()
-        assert pilot.folders == []
+        eventually(lambda: pilot.folders == [])
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

@@ -185,13 +185,13 @@ def test_a_soft_kill_reports_what_is_left(front, start_pilot):
     assert result.out in (b"begun\nbye\n", b"")  # the signal may come before the shell is ready
 
 
-def test_a_kill_is_obeyed_without_a_word(front, start_pilot, tmp_path, eventually):
+def test_a_kill_is_obeyed_and_told(front, start_pilot, tmp_path, eventually):
     says(front, "kill")
     bundle = front.submit("trap '' TERM; while :; do sleep 0.05; done")
     pilot = start_pilot("--once")
     assert pilot.wait() == 0
     assert "1 lost" in pilot.out
-    assert [one.kind for one in front.outcomes() if one.bundle == bundle] == ["started"]
+    assert [one.kind for one in front.outcomes() if one.bundle == bundle] == ["started", "lost"]
 
 
 def test_a_single_refused_heartbeat_does_no_harm(front, start_pilot):
