@@ -102,8 +102,10 @@ class Driver:
         self.process.stdout.close()
 
     def finish(self) -> str:
-        out, _ = self.process.communicate(timeout=200)
-        return out.split()[-1]
+        # Not communicate(): what it prints at once with its first line may be read already.
+        self.process.wait(timeout=200)
+        assert self.process.stdout is not None
+        return self.process.stdout.read().split()[-1]
 
 
 def committed(store: str, run_id: str) -> set[tuple[str, int]]:
