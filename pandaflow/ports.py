@@ -32,6 +32,14 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
+class Submitter:
+    """Who left a run with a server, and in which VO; both are empty where all are trusted."""
+
+    subject: str = ""
+    vo: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """A wish that reached a run from outside its driver (``cancel``, ``pause``, ...)."""
 

@@ -7,6 +7,9 @@
 * ``attempts``, ``events`` and ``study_log`` are only ever appended to.
 * A trial of a study is asked once and told once.
 
+A run that is ``served`` was left with a server: whichever runner is free drives it. ``vo`` and
+``submitter`` say whose it is; both are empty where everybody is trusted.
+
 Job states are small numbers here (``job_statuses`` and the view ``job_states`` name them):
 CHECKs and partial indexes on text made each change of state four times dearer (measured on
 SQLite: 2.2 against 8.1 us of CPU for sent, running and finished together). For the same reason
@@ -26,7 +29,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from pandaflow.core.status import JOB_CODES, JobStatus, RunStatus, TaskStatus
 
 #: Newest revision of the schema, as in ``migrations/versions``.
-HEAD = "0004"
+HEAD = "0005"
 #: Where Alembic keeps the revision; its own name, so that a database can be shared.
 VERSION_TABLE = "pandaflow_version"
 
@@ -80,6 +83,9 @@ runs = sa.Table(
     sa.Column("spec", _JSON, nullable=False),
     sa.Column("params", _JSON, nullable=False),
     sa.Column("results", sa.Text, nullable=False),
+    sa.Column("vo", sa.Text, nullable=False, server_default=""),
+    sa.Column("submitter", sa.Text, nullable=False, server_default=""),
+    sa.Column("served", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("owner_host", sa.Text),
     sa.Column("owner_pid", sa.Integer),
     sa.Column("owner_started", sa.Double),
@@ -89,6 +95,12 @@ runs = sa.Table(
     sa.Column("commits", sa.Integer, nullable=False, server_default="0"),
     _one_of("status", RunStatus),
     sa.CheckConstraint("(owner_token IS NULL) = (lease_until IS NULL)", name="lease"),
+    sa.Index(
+        "ix_runs_served",
+        "status",
+        sqlite_where=sa.text("served"),
+        postgresql_where=sa.text("served"),
+    ),
 )
 
 tasks = sa.Table(

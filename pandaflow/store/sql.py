@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from pandaflow.config import read_settings
 from pandaflow.core.errors import RunLocked, StoreError
 from pandaflow.core.model import SourceSpec, TaskSpec, WorkflowSpec
-from pandaflow.ports import LogRecord, Owner, RunState, StudyState
+from pandaflow.ports import LogRecord, Owner, RunState, StudyState, Submitter
 from pandaflow.store.database import Database
 from pandaflow.store.driver import SqlDriver
 from pandaflow.store.loading import RunLoader
@@ -68,8 +68,18 @@ class SqlStore:
         """The store's SQLAlchemy URL, password included."""
         return self._database.url.render_as_string(hide_password=False)
 
-    def create_run(self, spec: WorkflowSpec, *, run_id: str, created: float, results: str) -> None:
+    def create_run(
+        self,
+        spec: WorkflowSpec,
+        *,
+        run_id: str,
+        created: float,
+        results: str,
+        served: Submitter | None = None,
+    ) -> None:
         """Record a new run with all its tasks, status ``defined``.
+
+        ``served``: who leaves it to runners; None: whoever creates it also drives it.
 
         Raises
         ------
@@ -85,6 +95,8 @@ class SqlStore:
             "params": dict(spec.params),
             "results": results,
         }
+        if served is not None:
+            values |= {"served": True, "vo": served.vo, "submitter": served.subject}
         with self._database.write() as connection:
             if connection.execute(sa.select(runs.c.no).where(runs.c.id == run_id)).first():
                 raise StoreError(f"run {run_id} exists already in {self._database.url!r}")
