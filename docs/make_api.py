@@ -47,7 +47,7 @@ MESSAGES = (
     "Problem",
 )
 _TAGS = {
-    "runs": "Runs",
+    "pool": "The pool",
     "pilots": "Pilots",
     "queues": "Queues",
     "about": "About the server",

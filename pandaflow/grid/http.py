@@ -121,12 +121,12 @@ class GridClient:
 
     def open_run(self, run: str) -> None:
         """Make a run known to the pool."""
-        self._call("PUT", f"/runs/{_word(run)}")
+        self._call("PUT", f"/pool/{_word(run)}")
 
     def put_payload(self, run: str, digest: str, data: bytes) -> None:
         """Leave what a run's functions need, by its SHA-256."""
         media = {"Content-Type": "application/octet-stream"}
-        path = f"/runs/{_word(run)}/payloads/{_word(digest)}"
+        path = f"/pool/{_word(run)}/payloads/{_word(digest)}"
         self._call("PUT", path, content=data, headers=media)
 
     def submit(self, run: str, bundles: Sequence[Bundle]) -> dict[int, str]:
@@ -139,7 +139,7 @@ class GridClient:
         """
         refused: dict[int, str] = {}
         for body in _bodies(bundles):
-            path = f"/runs/{_word(run)}/bundles"
+            path = f"/pool/{_word(run)}/bundles"
             told = self._json("POST", path, content=body, headers=_JSON, repeat=True)
             found = told.get("refused", {}) if isinstance(told, dict) else {}
             refused.update({int(number): str(why) for number, why in found.items()})
@@ -148,23 +148,23 @@ class GridClient:
     def cancel(self, run: str, bundles: Sequence[int] | None = None) -> int:
         """Cancel bundles, None: all of the run; return how many were not over."""
         body = Cancellation(bundles=None if bundles is None else tuple(bundles))
-        path = f"/runs/{_word(run)}/cancel"
+        path = f"/pool/{_word(run)}/cancel"
         told = self._json("POST", path, **_sent(body), repeat=True)
         return int(told["cancelled"])
 
     def outcomes(self, run: str, after: int = 0, wait: float = 0.0, limit: int = BATCH) -> Outcomes:
         """Return what happened after outcome number `after`; acknowledges those up to it."""
         query = {"after": after, "wait": min(wait, 60.0), "limit": limit}
-        path = f"/runs/{_word(run)}/outcomes"
+        path = f"/pool/{_word(run)}/outcomes"
         return self._message(Outcomes, "GET", path, params=query, wait=wait)
 
     def forget_run(self, run: str) -> None:
         """Cancel what a run has in the pool, and forget it; one that is not there is fine."""
-        self._call("DELETE", f"/runs/{_word(run)}", missing=True)
+        self._call("DELETE", f"/pool/{_word(run)}", missing=True)
 
     def runs(self) -> list[dict[str, Any]]:
         """Return the runs that have something in the pool."""
-        return self._rows("/runs")
+        return self._rows("/pool")
 
     def bundles(self, run: str) -> list[int]:
         """Return the numbers of a run's bundles in the pool that were not cancelled."""
@@ -176,15 +176,15 @@ class GridClient:
     ) -> list[dict[str, Any]]:
         """Return a run's bundles in the pool with their states, by number."""
         query = {"limit": limit, **({} if state is None else {"state": state})}
-        return self._rows(f"/runs/{_word(run)}/bundles", params=query)
+        return self._rows(f"/pool/{_word(run)}/bundles", params=query)
 
     def log(self, run: str, bundle: int) -> str:
         """Return what there is of a bundle's log."""
-        return self._call("GET", f"/runs/{_word(run)}/bundles/{bundle}/log").text
+        return self._call("GET", f"/pool/{_word(run)}/bundles/{bundle}/log").text
 
     def ask_tail(self, run: str, bundle: int) -> bool:
         """Ask for the end of a bundle's log; False: nobody runs it now."""
-        told = self._json("POST", f"/runs/{_word(run)}/bundles/{bundle}/tail", repeat=True)
+        told = self._json("POST", f"/pool/{_word(run)}/bundles/{bundle}/tail", repeat=True)
         return bool(told["asked"])
 
     def events(self, run: str, after: int = 0, seconds: float = 3_600.0) -> Iterator[Outcome]:
@@ -195,7 +195,7 @@ class GridClient:
         SiteError
             Also when the stream breaks: ask again after the last number that was seen.
         """
-        path, query = f"/runs/{_word(run)}/events", {"after": after, "seconds": seconds}
+        path, query = f"/pool/{_word(run)}/events", {"after": after, "seconds": seconds}
         timeout = httpx.Timeout(self._timeout, read=self._timeout + 30.0)
         try:
             with self._http.stream(

@@ -21,7 +21,7 @@ from pandaflow import __version__
 from pandaflow.core.errors import PandaflowError
 from pandaflow.grid.messages import Acquire, Cancellation, PilotUpdate, QueueBody, Submission
 from pandaflow.server.problems import answer_to
-from pandaflow.server.routes import about, pilot, places, runs
+from pandaflow.server.routes import about, pilot, places, pool
 from pandaflow.server.routes.common import API, PROBLEM
 from pandaflow.server.service import Service
 
@@ -87,7 +87,7 @@ def make_app(service: Service, pilot_archive: bytes | None = None) -> Front:
 
 def _add_routes(app: FastAPI) -> None:
     api = APIRouter(prefix=API)
-    for router in (runs.router, places.queues, places.pilots, pilot.router, about.router):
+    for router in (pool.router, places.queues, places.pilots, pilot.router, about.router):
         api.include_router(router)
     app.include_router(api)
     # Where load balancers and Prometheus look by habit.

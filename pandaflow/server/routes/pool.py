@@ -1,4 +1,4 @@
-"""What drivers ask about their runs, and people about anybody's that they may see."""
+"""The pool, as drivers use it for the bundles of their runs and people look at it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pandaflow.server.routes.common import (
     refusals,
 )
 
-router = APIRouter(prefix="/runs", tags=["runs"])
+router = APIRouter(prefix="/pool", tags=["pool"])
 _SUBMISSION = {
     "bundles": [
         {
