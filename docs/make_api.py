@@ -76,7 +76,7 @@ def document() -> Json:
         store = f"sqlite:///{folder}/pool.db"
         database = Database(store, 1.0)
         try:
-            service = Service(Pool(database), ServerSettings(store))
+            service = _service(store, database)
             found: Json = make_app(service).app.openapi()
         finally:
             database.dispose()
