@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pandaflow.store.sql import SqlStore
 
 #: Seconds between looks at a run in a database, and behind a server.
-_POLL_S, _POLL_SERVER_S = 0.05, 1.0
+_POLL_S, _POLL_SERVER_S = 0.05, 0.5
 
 
 class Driving:
