@@ -117,7 +117,7 @@ def test_a_run_is_left_driven_by_others_and_gathered_from_anywhere(server: GridS
     assert [row["index"] for row in again.jobs(status="finished")] == [0, 1, 2]
     assert [row["index"] for row in again.jobs(task="double", limit=2)] == [0, 1]
     assert list(again.events())[-1]["finish"] == "done"
-    assert list(again.events(after=3, follow=True))[0]["seq"] == 4
+    assert next(again.events(after=3, follow=True))["seq"] == 4
     assert "<svg" in again.timeline()._repr_svg_()
     assert run.id in [one.id for one in pf.runs(store=server.url)]
 
@@ -326,7 +326,11 @@ def test_the_command_line_leaves_looks_and_steers(server: GridServer, tmp_path: 
         assert told.exit_code == 0 and said in told.output, (words, told.output)
     after = CliRunner().invoke(app, ["ls", "--store", server.url])
     assert run.id in after.output
-    for words in (["--server", "nowhere"], ["--detach"], ["--server", server.url, "--workers", "2"]):
+    for words in (
+        ["--server", "nowhere"],
+        ["--detach"],
+        ["--server", server.url, "--workers", "2"],
+    ):
         assert CliRunner().invoke(app, ["run", target, *words]).exit_code == 2
 
 
@@ -351,7 +355,7 @@ def test_watching_ends_with_the_run_and_ctrl_c_leaves_it(
         eventually(lambda: bool(named()))
         time.sleep(1.0)  # it watches now
         watching.send_signal(2)
-        out, err = watching.communicate(timeout=PATIENCE)
+        _, err = watching.communicate(timeout=PATIENCE)
     finally:
         watching.kill()
     run = named()[0]
