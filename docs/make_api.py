@@ -16,14 +16,25 @@ from pandaflow.grid import messages
 from pandaflow.grid.messages import BATCH, INLINE_BYTES, PAYLOAD_BYTES
 from pandaflow.grid.pool import Pool
 from pandaflow.server.app import make_app
+from pandaflow.server.desk import RunDesk
 from pandaflow.server.routes.common import LARGE, MIDDLE, SMALL
 from pandaflow.server.service import Service
 from pandaflow.server.settings import Limits, ServerSettings
 from pandaflow.store.database import Database
+from pandaflow.store.sql import SqlStore
 
 PAGE = Path(__file__).parent / "reference" / "server.md"
 #: Messages on the page, in the order in which a reader meets them.
 MESSAGES = (
+    "Left",
+    "Wish",
+    "Cancel",
+    "Pause",
+    "Resume",
+    "Retry",
+    "Append",
+    "WishState",
+    "JobPage",
     "Submission",
     "Bundle",
     "Needs",
@@ -48,6 +59,7 @@ MESSAGES = (
 )
 _TAGS = {
     "runs": "Runs",
+    "pool": "The pool",
     "pilots": "Pilots",
     "queues": "Queues",
     "about": "About the server",
@@ -74,11 +86,13 @@ def document() -> Json:
     """Return the OpenAPI document of this version."""
     with tempfile.TemporaryDirectory() as folder:
         store = f"sqlite:///{folder}/pool.db"
-        database = Database(store, 1.0)
+        runs, database = SqlStore(store), Database(store, 1.0)
+        pool, settings = Pool(database), ServerSettings(store)
         try:
-            service = Service(Pool(database), ServerSettings(store))
+            service = Service(pool, RunDesk(runs, pool, settings.limits), settings)
             found: Json = make_app(service).app.openapi()
         finally:
+            runs.close()
             database.dispose()
     return found
 

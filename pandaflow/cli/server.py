@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pandaflow.cli.options import json_option, store_of, store_option
+from pandaflow.cli.options import database_of, json_option, store_option
 from pandaflow.cli.output import echo_json, echo_table
 from pandaflow.core.errors import WorkflowError
 
@@ -33,6 +33,13 @@ ca_option = click.option(
 
 @click.command()
 @store_option
+@click.option(
+    "--results",
+    default="",
+    metavar="FOLDER-OR-URL",
+    help="Where runs that are left here keep their results, within reach of all servers and "
+    "runners; default: as for runs of the store.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option(
     "--port",
@@ -81,7 +88,9 @@ ca_option = click.option(
 @click.option("--stop-with-stdin", is_flag=True, hidden=True)
 @click.pass_context
 def server(ctx: click.Context, /, store: str | None, **options: Any) -> None:
-    """Serve a pool of jobs, from which pilots pull, until SIGTERM.
+    """Serve runs that people leave here, and a pool of jobs from which pilots pull.
+
+    Serves until SIGTERM.
 
     Several servers may share one PostgreSQL; SQLite is for one. Without --policy everybody is
     trusted: on this machine only.
@@ -90,7 +99,8 @@ def server(ctx: click.Context, /, store: str | None, **options: Any) -> None:
     Examples:
       pandaflow server
       pandaflow --store postgresql://panda@db/flow server --host 0.0.0.0 \\
-          --policy policy.toml --tls-cert host.pem --tls-key host.key
+          --policy policy.toml --tls-cert host.pem --tls-key host.key \\
+          --results s3://flow/results
     """
     _require("fastapi", "server")
     if options.pop("example_policy"):
@@ -98,7 +108,7 @@ def server(ctx: click.Context, /, store: str | None, **options: Any) -> None:
 
         click.echo(EXAMPLE, nl=False)
         return
-    _serve(store_of(ctx, store), options)
+    _serve(database_of(ctx, store), options)
 
 
 def _serve(store: str | None, options: dict[str, Any]) -> None:
@@ -115,6 +125,8 @@ def _serve(store: str | None, options: dict[str, Any]) -> None:
         body_seconds=patience,
     )
     watched = options.pop("stop_with_stdin")
+    if options["results"] and "://" not in options["results"]:
+        options["results"] = str(Path(options["results"]).resolve())
     settings = ServerSettings(store=store or read_settings().store, limits=limits, **options)
 
     def ready(url: str) -> None:

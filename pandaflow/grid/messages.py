@@ -543,10 +543,14 @@ class Queue(QueueBody):
 
 
 class Problem(BaseModel):
-    """An error, as RFC 9457 writes it (``application/problem+json``)."""
+    """An error, as RFC 9457 writes it (``application/problem+json``).
+
+    ``error``: name of the exception that PandaFlow raises for it, where there is one.
+    """
 
     type: str = "about:blank"
     title: str
     status: int
     detail: str = ""
     instance: str = ""
+    error: str = ""

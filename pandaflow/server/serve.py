@@ -14,10 +14,12 @@ from pandaflow.grid.auth.policy import load_policy
 from pandaflow.grid.auth.tls import server_context, with_certificates
 from pandaflow.grid.pool import Pool
 from pandaflow.server.app import make_app
+from pandaflow.server.desk import RunDesk
 from pandaflow.server.protocol import patient
 from pandaflow.server.service import Service
 from pandaflow.server.settings import ServerSettings
 from pandaflow.store.database import Database
+from pandaflow.store.sql import SqlStore
 
 #: Seconds to wait for somebody else's lock in the database.
 _LOCK_SECONDS = 30.0
@@ -48,12 +50,16 @@ def serve(settings: ServerSettings, ready: Callable[[str], None]) -> None:
     settings.check()
     policy = load_policy(settings.policy) if settings.policy else None
     database = Database(settings.store, _LOCK_SECONDS)
+    store = SqlStore(settings.store, timeout=_LOCK_SECONDS)
     try:
-        service = Service(Pool(database), settings, policy)
+        pool = Pool(database)
+        desk = RunDesk(store, pool, settings.limits, settings.results)
+        service = Service(pool, desk, settings, policy)
         config = _config(settings, service)
         with _listen(settings) as listener:
             _Server(config, service, lambda: ready(url_of(settings, listener))).run([listener])
     finally:
+        store.close()
         database.dispose()
 
 

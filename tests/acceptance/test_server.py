@@ -176,12 +176,12 @@ def test_errors_are_problems(grid_server: GridServer) -> None:
     with httpx.Client(base_url=grid_server.url) as http:
         for answer, status in [
             (http.get("/nowhere"), 404),
-            (http.get("/api/v1/runs/none/outcomes"), 404),
+            (http.get("/api/v1/pool/none/outcomes"), 404),
             (http.delete("/api/v1/whoami"), 405),
             (http.put("/api/v1/pilot/acquire"), 405),
             (http.post("/api/v1/pilot/acquire", content=b"{"), 422),
             (http.post("/api/v1/pilot/acquire", data={"pilot": "p"}), 415),
-            (http.get("/api/v1/runs/x/outcomes", params={"limit": "many"}), 422),
+            (http.get("/api/v1/pool/x/outcomes", params={"limit": "many"}), 422),
             (http.get("/api/v1/pilot/payloads/x/abc"), 422),
             (http.get("/api/v1/whoami", headers={"Host": "evil.example"}), 403),
         ]:

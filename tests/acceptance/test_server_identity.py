@@ -136,11 +136,11 @@ def test_nobody_in_particular_is_told_to_sign_in(server: GridServer, authority: 
     with somebody(server, authority, None) as http:
         for method, path in [
             ("GET", "/whoami"),
-            ("GET", "/runs"),
+            ("GET", "/pool"),
             ("POST", "/pilot/acquire"),
             ("POST", "/pilot/update"),
             ("GET", "/metrics"),
-            ("GET", "/runs/%00/bundles"),
+            ("GET", "/pool/%00/bundles"),
         ]:
             answer = http.request(method, path)
             assert answer.status_code == 401, (path, answer.text)
@@ -182,13 +182,13 @@ def test_certificates_say_who_one_is_and_what_one_may_do(
         assert mallory.get("/whoami").status_code == 403
         assert ada.put("/queues/q", json={"vos": ["atlas"]}).status_code == 403
         assert otto.put("/queues/q", json={"vos": ["atlas"]}).status_code == 200
-        assert ada.put("/runs/mine").status_code == 204
-        assert ada.get("/runs").json()[0]["run"] == "mine"
+        assert ada.put("/pool/mine").status_code == 204
+        assert ada.get("/pool").json()[0]["run"] == "mine"
         # Another VO does not even hear that it is there.
-        assert eve.get("/runs").json() == []
-        for method, path in [("GET", "/runs/mine/bundles"), ("DELETE", "/runs/mine")]:
+        assert eve.get("/pool").json() == []
+        for method, path in [("GET", "/pool/mine/bundles"), ("DELETE", "/pool/mine")]:
             assert eve.request(method, path).status_code == 404
-        assert eve.get("/runs/mine/events", params={"seconds": 0}).status_code == 404
+        assert eve.get("/pool/mine/events", params={"seconds": 0}).status_code == 404
         asked = {"pilot": "p", "queue": "q"}
         assert ada.post("/pilot/acquire", json=asked).status_code == 403
         assert ada.post("/pilot/update", json={"pilot": "p"}).status_code == 403

@@ -20,8 +20,8 @@ PATIENCE = 30.0
 ROUTES = [
     ("POST", "/api/v1/pilot/acquire"),
     ("POST", "/api/v1/pilot/update"),
-    ("POST", "/api/v1/runs/run/bundles"),
-    ("POST", "/api/v1/runs/run/cancel"),
+    ("POST", "/api/v1/pool/run/bundles"),
+    ("POST", "/api/v1/pool/run/cancel"),
     ("PUT", "/api/v1/queues/q"),
 ]
 
@@ -112,7 +112,7 @@ def test_numbers_beyond_64_bits_are_no_surprise(server: GridServer, text: str) -
     number = 2**80
     sent = Bundle(bundle=1, task="t", jobs=(0,), kind="command").model_dump(mode="json")
     bodies = {
-        "bundle": ("/api/v1/runs/run/bundles", {"bundles": [{**sent, "bundle": number}]}),
+        "bundle": ("/api/v1/pool/run/bundles", {"bundles": [{**sent, "bundle": number}]}),
         "seq": (
             "/api/v1/pilot/update",
             {"pilot": "p", "reports": [{"id": 1, "lease": "x", "seq": number, "state": "ended"}]},
@@ -165,9 +165,9 @@ def test_what_is_no_http_is_answered_or_hung_up_on(server: GridServer, data: byt
         "/api/v1/queues/%00",
         "/api/v1/queues/%0d%0aSet-Cookie:%20a=b",
         "/api/v1/queues/%ff%fe",
-        "/api/v1/runs/" + "a" * 5_000 + "/bundles",
-        "/api/v1/runs/run/bundles/99999999999999999999/log",
-        "/api/v1/runs/run/bundles/-1/log",
+        "/api/v1/pool/" + "a" * 5_000 + "/bundles",
+        "/api/v1/pool/run/bundles/99999999999999999999/log",
+        "/api/v1/pool/run/bundles/-1/log",
         "//api/v1/queues",
         "/api/v1/pilot/payloads/../" + "0" * 64,
         "/api/v1/queues/%F0%9F%90%BC",

@@ -120,7 +120,7 @@ def test_a_run_that_is_gone_already_may_be_forgotten(url: str, script: Script) -
     script.answers = [(404, {}, b"")]
     with client(url) as made:
         made.forget_run("run")
-    assert script.asked[0][:2] == ("DELETE", "/api/v1/runs/run")
+    assert script.asked[0][:2] == ("DELETE", "/api/v1/pool/run")
 
 
 @pytest.mark.parametrize("body", [b"<html>", b'{"name": 7}', b"[]"])
