@@ -121,7 +121,7 @@ def _serve(store: str | None, options: dict[str, Any]) -> None:
         for line in announce(url, settings):
             click.echo(line, err=True)
         if watched:
-            _stop_with_stdin()
+            stop_with_stdin()
 
     try:
         serve(settings, ready)
@@ -132,7 +132,7 @@ def _serve(store: str | None, options: dict[str, Any]) -> None:
         raise WorkflowError(f"cannot listen at {place}: {why}") from error
 
 
-def _stop_with_stdin() -> None:
+def stop_with_stdin() -> None:
     """Stop when whoever started this server has gone, so that tests leave none behind."""
     import signal
     import threading

@@ -119,9 +119,10 @@ class GridClient:
 
     # --- drivers ------------------------------------------------------------------------
 
-    def open_run(self, run: str) -> None:
-        """Make a run known to the pool."""
-        self._call("PUT", f"/pool/{_word(run)}")
+    def open_run(self, run: str, owner: str = "") -> None:
+        """Make a run known to the pool; it is the owner's, or one's own."""
+        query = {"owner": owner} if owner else {}
+        self._call("PUT", f"/pool/{_word(run)}", params=query)
 
     def put_payload(self, run: str, digest: str, data: bytes) -> None:
         """Leave what a run's functions need, by its SHA-256."""
