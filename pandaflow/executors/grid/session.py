@@ -150,10 +150,10 @@ class GridSession:
             self._ask_with(client)
 
     def _ask_with(self, client: GridClient) -> None:
-        after, delay = 0, _BACK_OFF_S[0]
+        # The first answer tells at once why bundles wait; what nothing happens to can wait longer.
+        after, wait, delay = 0, 0.0, _BACK_OFF_S[0]
         while not self._over.is_set():
             try:
-                wait = self._settings.wait
                 heard = client.outcomes(self._run, after=after, wait=wait, limit=_OUTCOMES)
                 delay = _BACK_OFF_S[0]
                 self._orders.ask("heard", heard)
@@ -163,8 +163,9 @@ class GridSession:
                 self._over.wait(delay * random.uniform(0.5, 1.0))
                 delay = min(2 * delay, _BACK_OFF_S[1])
                 continue
+            wait = min(2 * wait + 1, self._settings.wait)
             if heard.outcomes:
-                after = heard.outcomes[-1].seq
+                after, wait = heard.outcomes[-1].seq, min(1.0, self._settings.wait)
 
     # --- the thread of orders -----------------------------------------------------------
 

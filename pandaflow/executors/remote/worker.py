@@ -120,7 +120,7 @@ def _moved(
     there = ResultStore(work.spec.results)
     root = there.local or there.url
     held = here.load(here.place(spec.bundle)).values
-    encoded = encode([_renamed(value, here.url, root) for value in held])
+    encoded = encode([_renamed(value, here.local or here.url, root) for value in held])
     ended = replace(unpack_ended(told), checksum=encoded.checksum, nbytes=len(encoded.body))
     packed = pack_ended(ended)
     here.save(spec, encoded, packed)
