@@ -138,7 +138,9 @@ def stop_with_stdin() -> None:
     import threading
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        # Not by sys.stdin: its lock would be held when the interpreter ends.
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
