@@ -186,27 +186,47 @@ def test_a_run_that_no_runner_can_drive_says_so_and_can_be_tried_again(
     assert run.result() == 1
 
 
-def test_trouble_is_told_to_people_and_tried_again(
+def test_a_run_whose_payload_is_gone_fails_and_says_so(
     shared: tuple[MiniGrid, str], tmp_path: Path
 ) -> None:
-    """Its payload is gone, and comes back."""
     grid, store = shared
     run = leave(pair(1, str(tmp_path), 0.0), store, tmp_path)
     url = Path(open_store(store).reader().run(run.id)["results"])
     (payload,) = url.glob("payload-0*")
-    payload.rename(tmp_path / "aside")
-    service = RunnerService(RunnerSettings(store=store, server=grid.url))
-    thread = threading.Thread(target=service.serve)
-    thread.start()
-    try:
-        told = wait_for(lambda: [e for e in run.summary()["executors"] if e["reason"]])
-        assert told[0]["name"] == "runner"
-        assert payload.name in told[0]["reason"]
-        (tmp_path / "aside").rename(payload)
-        assert ended(run) == "done"
-    finally:
-        service.stop()
-        thread.join()
+    payload.unlink()
+    drive(store, grid.url)
+    assert run.status == "failed"
+    (row,) = run.jobs("noted")
+    assert payload.name in row["failure"]["message"]
+
+
+@pytest.mark.very_slow
+def test_trouble_is_told_to_people_and_tried_again(tmp_path: Path) -> None:
+    """The server is away for a while."""
+    store = f"sqlite:///{tmp_path / 'store.db'}"
+    with MiniGrid(store) as grid:
+        grid.queue("here")
+        grid.pilot("here", cores=1)
+        service = RunnerService(RunnerSettings(store=store, server=grid.url))
+        thread = threading.Thread(target=service.serve)
+        first = leave(pair(1, str(tmp_path), 0.0), store, tmp_path)
+        thread.start()
+        try:
+            assert ended(first) == "done"
+            grid.server.stop()
+            run = leave(pair(1, str(tmp_path), 0.0), store, tmp_path)
+            (told,) = wait_for(lambda: [e for e in run.summary()["executors"] if e["reason"]])
+            assert told["name"] == "runner"
+            assert "does not answer" in told["reason"]
+            grid.server.start()
+            assert ended(run) == "done"
+            rows, _ = open_store(store).reader().noted(run.id, "executor_noted")
+            assert [row["reason"] for row in rows if row["detail"]["executor"] == "runner"][
+                -1
+            ] == ""
+        finally:
+            service.stop()
+            thread.join()
 
 
 @pytest.mark.very_slow
