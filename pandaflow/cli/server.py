@@ -133,7 +133,7 @@ def _serve(store: str | None, options: dict[str, Any]) -> None:
         for line in announce(url, settings):
             click.echo(line, err=True)
         if watched:
-            _stop_with_stdin()
+            stop_with_stdin()
 
     try:
         serve(settings, ready)
@@ -144,13 +144,15 @@ def _serve(store: str | None, options: dict[str, Any]) -> None:
         raise WorkflowError(f"cannot listen at {place}: {why}") from error
 
 
-def _stop_with_stdin() -> None:
+def stop_with_stdin() -> None:
     """Stop when whoever started this server has gone, so that tests leave none behind."""
     import signal
     import threading
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        # Not by sys.stdin: its lock would be held when the interpreter ends.
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()

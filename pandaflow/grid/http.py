@@ -33,9 +33,10 @@ class GridClient(Calls):
 
     # --- drivers ------------------------------------------------------------------------
 
-    def open_run(self, run: str) -> None:
-        """Make a run known to the pool."""
-        self.call("PUT", f"/pool/{word(run)}")
+    def open_run(self, run: str, owner: str = "") -> None:
+        """Make a run known to the pool; it is the owner's, or one's own."""
+        query = {"owner": owner} if owner else {}
+        self.call("PUT", f"/pool/{word(run)}", params=query)
 
     def put_payload(self, run: str, digest: str, data: bytes) -> None:
         """Leave what a run's functions need, by its SHA-256."""

@@ -45,16 +45,24 @@ class Pool:
 
     # --- drivers ------------------------------------------------------------------------
 
-    def open_run(self, actor: Actor, run: str, now: float) -> None:
+    def open_run(self, actor: Actor, run: str, now: float, owner: str = "") -> None:
         """Make a run known; nothing happens if it is and they may change it.
+
+        Parameters
+        ----------
+        actor : Actor
+        run : str
+        now : float
+        owner : str
+            Subject of whoever it belongs to, if that is another than the actor.
 
         Raises
         ------
         Forbidden
-            It is somebody else's.
+            It is somebody else's, or the actor may not act for others.
         """
         with writing(self._database) as session:
-            intake.open_run(session, actor, run, now)
+            intake.open_run(session, actor, run, now, owner)
 
     def forget_run(self, actor: Actor, run: str, now: float) -> None:
         """Cancel a run's bundles and forget it, with its payloads, outcomes and logs.

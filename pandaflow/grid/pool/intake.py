@@ -46,16 +46,18 @@ _OUTCOMES = f"""
 # --- runs and payloads ------------------------------------------------------------------
 
 
-def open_run(session: Session, actor: Actor, run: str, now: float) -> None:
-    """Make a run known."""
+def open_run(session: Session, actor: Actor, run: str, now: float, owner: str = "") -> None:
+    """Make a run known; ``owner``: whose it is, if not the actor's."""
     actor.require("user", "production", "operator")
+    if owner not in ("", actor.subject):
+        actor.require("production", "operator")
     session.run(
         "INSERT INTO pool_runs (run, vo, owner, name, created) "
         "VALUES (:run, :vo, :owner, :name, :now) ON CONFLICT (run) DO NOTHING",
         run=run,
         vo=actor.vo,
-        owner=actor.subject,
-        name=actor.name,
+        owner=owner or actor.subject,
+        name=actor.name if owner in ("", actor.subject) else owner,
         now=now,
     )
     try:
