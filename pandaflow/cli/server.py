@@ -227,7 +227,7 @@ def put_queue(name: str, server: str, ca: Path | None, file: Any, **given: Any) 
 def _queue_body(client: GridClient, name: str, file: Any, given: dict[str, Any]) -> Any:
     from pydantic import ValidationError
 
-    from pandaflow.grid.messages import QueueBody
+    from pandaflow.grid.places import QueueBody
 
     site = dict(_pair(text) for text in given.pop("site"))
     said = {key: value for key, value in given.items() if value not in (None, ())}
@@ -246,7 +246,7 @@ def _queue_body(client: GridClient, name: str, file: Any, given: dict[str, Any])
 
 def _there(client: GridClient, name: str) -> dict[str, Any]:
     """Return what is known of a queue; nothing if it is new."""
-    from pandaflow.grid.messages import QueueBody
+    from pandaflow.grid.places import QueueBody
 
     for queue in client.queues():
         if queue.name == name:

@@ -33,11 +33,10 @@ from pandaflow.grid.messages import (
     Outcomes,
     PilotCommand,
     PilotUpdate,
-    Queue,
-    QueueBody,
     Submission,
     Updated,
 )
+from pandaflow.grid.places import Demand, Queue, QueueBody
 
 API = "/api/v1"
 #: Bytes of bundles in one request; the server takes more.
@@ -258,9 +257,13 @@ class GridClient:
         """Open a queue that is closed or held."""
         return self._message(Queue, "POST", f"/queues/{_word(name)}/open", repeat=True)
 
-    def pilots(self) -> list[dict[str, Any]]:
-        """Return pilots, those heard of last first."""
-        return self._rows("/pilots")
+    def demand(self, name: str) -> Demand:
+        """Return what a queue is wanted for: counts of bundles by what they need."""
+        return self._message(Demand, "GET", f"/queues/{_word(name)}/demand")
+
+    def pilots(self, queue: str = "") -> list[dict[str, Any]]:
+        """Return pilots, of one queue or of all, those heard of last first."""
+        return self._rows("/pilots", params={"queue": queue} if queue else {})
 
     def command_pilot(self, name: str, command: PilotCommand) -> None:
         """Tell a pilot to drain or to stop."""
