@@ -106,7 +106,7 @@ class Submit(NamedTuple):
     """Pilots to submit."""
 
     shape: Shape
-    count: int
+    pilots: int
 
 
 class Leave(NamedTuple):
@@ -142,7 +142,7 @@ class Plan:
     @property
     def count(self) -> int:
         """Pilots to submit."""
-        return sum(each.count for each in self.submit)
+        return sum(each.pilots for each in self.submit)
 
 
 def plan(
@@ -179,7 +179,7 @@ def plan(
     allowed, why = _allowed(ours, limits)
     leave = tuple(_leaving(ours, hall.used, limits))
     submit = _share(hall.new, allowed)
-    fewer = hall.wanted > sum(each.count for each in submit)
+    fewer = hall.wanted > sum(each.pilots for each in submit)
     return Plan(submit, leave, hall.wanted, hall.unserved, why if fewer else "")
 
 

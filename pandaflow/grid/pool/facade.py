@@ -259,8 +259,9 @@ class Pool:
         Returns
         -------
         list of dict
-            ``pilot``, ``queue``, ``host``, ``since``, ``heard``, ``free`` (cores after its last
-            question), ``command``, ``running`` (bundles), ``alive`` (heard of in time).
+            ``pilot``, ``queue``, ``host``, ``since``, ``heard``, ``ago`` (seconds since then),
+            ``free`` (cores after its last question), ``command``, ``running`` (bundles), ``alive``
+            (heard of in time).
         """
         with reading(self._database) as session:
             return people.pilots(session, actor, now, queue)

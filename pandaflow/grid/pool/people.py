@@ -63,8 +63,9 @@ def pilots(session: Session, actor: Actor, now: float, queue: str = "") -> list[
     told = []
     for row in session.rows(_PILOTS, vo=actor.vo, queue=queue):
         each = dict(zip(names, row, strict=True))
-        alive = now - each["heard"] <= max(ALIVE, patience.get(each["queue"], ALIVE))
-        told.append({**each, "running": held.get(each["pilot"], 0), "alive": alive})
+        ago = max(0.0, now - each["heard"])
+        alive = ago <= max(ALIVE, patience.get(each["queue"], ALIVE))
+        told.append({**each, "ago": ago, "running": held.get(each["pilot"], 0), "alive": alive})
     return told
 
 
