@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -175,6 +175,9 @@ class SubmitterSettings(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    #: What starts a pilot there, unless the file says otherwise.
+    program: ClassVar[tuple[str, ...]] = ("pandaflow-pilot",)
 
     def open(self, label: str, folder: Path) -> Submitter:
         """Return the submitter.
