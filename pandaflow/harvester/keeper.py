@@ -100,11 +100,12 @@ class Keeper:
         self._settle("the batch system")
         live = {name: each for name, each in records.items() if each.phase != "gone"}
         self._end_ghosts(live, demand.queue, now)
-        there = seats(live.values(), heard, self._gone(now), self._label, now)
+        gone = self._gone(now)
+        there = seats(live.values(), heard, gone, self._label, now)
         plan = self._plan(demand, there, now, drain)
         self._leave(live, plan.leave, now)
         self._submit(live, demand.queue, plan.submit, now)
-        self._note(demand, there, plan, now)
+        self._note(demand, seats(live.values(), heard, gone, self._label, now), plan, now)
         return len(live)
 
     # --- looking ------------------------------------------------------------------------
