@@ -66,6 +66,7 @@ class Keeper:
         self._client, self._journal = client, journal
         self._submitter, self._clock = submitter, clock
         self._label = settings.label(name)
+        self._settles = type(settings.queues[name].submitter).settles
         self._answers_since: float | None = None
         self._searched = 0.0
         self._ready_since: dict[str, float] = {}
@@ -132,7 +133,7 @@ class Keeper:
             self._searched = now
         ids = {each.id for each in before if each.id} | set(found)
         states = self._submitter.states(ids) if ids else {}
-        after = matched(before, Looked(now, states, found, heard))
+        after = matched(before, Looked(now, states, found, heard, self._settles))
         old = {each.name: each for each in before}
         changed = [each for each in after.values() if each != old.get(each.name)]
         self._journal.save(self.name, changed)

@@ -61,6 +61,7 @@ class LocalSettings(SubmitterSettings):
     """
 
     program: ClassVar[tuple[str, ...]] = (sys.executable, "-m", "pandaflow_pilot")
+    settles: ClassVar[float] = 5.0
 
     nice: int = Field(default=0, ge=0, le=19)
 

@@ -10,7 +10,6 @@ import pytest
 from pandaflow.grid.messages import Needs
 from pandaflow.harvester.account import (
     FRESH,
-    UNSEEN,
     Heard,
     Looked,
     Record,
@@ -56,10 +55,10 @@ def test_a_pilot_s_life() -> None:
 
 def test_what_nobody_knows_is_given_up_late() -> None:
     lost = replace(RECORD, id="")
-    assert look(lost, T + UNSEEN) == lost
-    over = look(lost, T + UNSEEN + 1)
+    assert look(lost, T + 90) == lost
+    over = look(lost, T + 90 + 1)
     assert over.phase == "gone" and "never begun" in over.why
-    assert look(lost, T + UNSEEN + 1, heard={"l-1": Heard(0, 4, 0)}).phase == "ordered"
+    assert look(lost, T + 90 + 1, heard={"l-1": Heard(0, 4, 0)}).phase == "ordered"
     assert look(lost, found={"9": "l-1"}, states={"9": RUNNING}).id == "9"
 
 
