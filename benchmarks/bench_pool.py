@@ -36,9 +36,9 @@ from pandaflow.grid.messages import (
     Leased,
     Needs,
     PilotUpdate,
-    QueueBody,
     Report,
 )
+from pandaflow.grid.places import QueueBody
 from pandaflow.grid.pool import Pool
 from pandaflow.grid.pool.session import Many, writing
 from pandaflow.store.database import Database

@@ -29,7 +29,8 @@ import uvloop
 
 from benchmarks.bench_pool import database_url
 from pandaflow.grid.http import GridClient
-from pandaflow.grid.messages import BATCH, Bundle, CommandJob, QueueBody
+from pandaflow.grid.messages import BATCH, Bundle, CommandJob
+from pandaflow.grid.places import QueueBody
 from pandaflow.testing.grid import GridServer
 
 RUN, QUEUE = "bench", "bench"

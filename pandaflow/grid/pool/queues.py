@@ -9,7 +9,7 @@ from typing import Any
 from pandaflow.core.brokerage import Site
 from pandaflow.core.errors import WorkflowError
 from pandaflow.grid.identity import Actor, Forbidden
-from pandaflow.grid.messages import Queue, QueueBody
+from pandaflow.grid.places import Queue, QueueBody
 from pandaflow.grid.pool import circuits
 from pandaflow.grid.pool.circuit import Circuit
 from pandaflow.grid.pool.errors import NotThere
