@@ -14,7 +14,7 @@ from typing import IO, Any
 import click
 
 from pandaflow import __version__
-from pandaflow.cli import hpo, login, look, pilot, runs, server, steer, upgrade
+from pandaflow.cli import harvester, hpo, login, look, pilot, runs, server, steer, upgrade
 from pandaflow.core.errors import PandaflowError, RunFailed
 from pandaflow.hpo.errors import StudyFailed
 
@@ -123,6 +123,7 @@ for _command in (
     *upgrade.COMMANDS,
     *server.COMMANDS,
     *pilot.COMMANDS,
+    *harvester.COMMANDS,
     *login.COMMANDS,
 ):
     app.add_command(_command)

@@ -341,19 +341,20 @@ def _leaving(ours: Sequence[Seat], used: set[str], limits: Limits) -> Iterable[L
         why = _why(seat, seat.name in used, over, limits)
         if why and (over > 0 or spare > 0):
             over, spare = over - 1, spare - 1
-            yield Leave(seat.name, "cancel" if seat.stage == "waiting" else "drain", why)
+            unheard = seat.stage in ("waiting", "starting")
+            yield Leave(seat.name, "cancel" if unheard else "drain", why)
 
 
 def _loss(seat: Seat) -> tuple[int, float, str]:
     """Order pilots by what is lost with them: what waits shortest, then who is idle longest."""
-    rank = {"waiting": 0, "idle": 1}.get(seat.stage, 2)
+    rank = {"waiting": 0, "starting": 1, "idle": 2}.get(seat.stage, 3)
     return rank, -seat.since if seat.stage == "idle" else seat.since, seat.name
 
 
 def _why(seat: Seat, used: bool, over: int, limits: Limits) -> str:
     """Say why a pilot is to go; empty: it stays."""
-    if seat.stage in ("ordered", "starting"):
-        return ""  # it cannot be told anything yet
+    if seat.stage == "ordered":
+        return ""  # its system does not know it yet
     if over > 0:
         return f"max_pilots={limits.max_pilots}"
     if seat.stage == "waiting" and not used and seat.since > LINGER:

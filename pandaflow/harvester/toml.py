@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 _HEADER = re.compile(r"\s*(\[{1,2})([^\[\]]+)\]{1,2}\s*(?:#.*)?")
-_KEY = re.compile(
-    r"\s*((?:[\w-]+|\"[^\"]*\"|'[^']*')(?:\s*\.\s*(?:[\w-]+|\"[^\"]*\"|'[^']*'))*)\s*="
-)
-_WORD = re.compile(r"[\w-]+|\"[^\"]*\"|'[^']*'")
+_ONE = r"[\w-]+|\"[^\"]*\"|'[^']*'"
+_KEY = re.compile(rf"\s*((?:{_ONE})(?:\s*\.\s*(?:{_ONE}))*)\s*=")
+_WORD = re.compile(_ONE)
 
 Path = Sequence[str | int]
 

@@ -13,7 +13,7 @@ from pandaflow.grid.pool.session import Session
 #: Those with something ready; each count reads an index, and no more of it than is asked for.
 _READY = """
     SELECT no, (SELECT count(*) FROM (
-        SELECT 1 FROM pool_bundles AS b WHERE b.class = c.no AND b.state = 1 LIMIT :most) AS counted)
+        SELECT 1 FROM pool_bundles AS b WHERE b.class = c.no AND b.state = 1 LIMIT :most) AS x)
     FROM pool_classes AS c WHERE vo = :vo AND EXISTS (
         SELECT 1 FROM pool_bundles AS b WHERE b.class = c.no AND b.state = 1)"""
 _RUNNING = """
