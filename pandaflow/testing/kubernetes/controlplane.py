@@ -36,6 +36,9 @@ class ControlPlane:
     Attributes
     ----------
     kubeconfig : Path
+        Of a user who may do anything.
+    limited : Path
+        Of the user ``harvester``, who may do what roles say.
     namespace : str
     """
 
@@ -48,6 +51,7 @@ class ControlPlane:
         self._assets, self.namespace = Path(assets), "default"
         self.folder = Path(tempfile.mkdtemp(prefix="pandaflow-kube-"))
         self.kubeconfig, self._token = self.folder / "kubeconfig", secrets.token_hex(16)
+        self.limited, self._other = self.folder / "limited", secrets.token_hex(16)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._url = f"https://127.0.0.1:{_free_port()}"
 
@@ -139,7 +143,8 @@ class ControlPlane:
 
     def _serve(self, etcd: str) -> None:
         tokens, key = self.folder / "tokens.csv", self.folder / "sa.key"
-        tokens.write_text(f'{self._token},test,test,"system:masters"\n', encoding="utf-8")
+        users = f'{self._token},test,test,"system:masters"\n{self._other},harvester,harvester\n'
+        tokens.write_text(users, encoding="utf-8")
         subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
         self._run(
             "kube-apiserver", f"--etcd-servers={etcd}", "--bind-address=127.0.0.1",
@@ -164,7 +169,7 @@ class ControlPlane:
                 break
             try:
                 if self.call("GET", f"/api/v1/namespaces/{self.namespace}"):
-                    return self._write_kubeconfig()
+                    return self._write_kubeconfigs()
             except (OSError, ValueError):
                 time.sleep(0.2)
         raise RuntimeError(f"the control plane does not start:\n{self.logs()}")
@@ -188,17 +193,20 @@ class ControlPlane:
     def _authority(self) -> Path:
         return self.folder / "certs" / "apiserver.crt"
 
-    def _write_kubeconfig(self) -> None:
-        cluster = {"server": self._url, "certificate-authority": str(self._authority())}
-        found = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "test",
-            "contexts": [{"name": "test", "context": {"cluster": "c", "user": "u"}}],
-            "clusters": [{"name": "c", "cluster": cluster}],
-            "users": [{"name": "u", "user": {"token": self._token}}],
-        }
-        self.kubeconfig.write_text(json.dumps(found), encoding="utf-8")
+    def _write_kubeconfigs(self) -> None:
+        for path, token in ((self.kubeconfig, self._token), (self.limited, self._other)):
+            found = {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "test",
+                "contexts": [{"name": "test", "context": {"cluster": "c", "user": "u"}}],
+                "clusters": [{"name": "c", "cluster": self._cluster()}],
+                "users": [{"name": "u", "user": {"token": token}}],
+            }
+            path.write_text(json.dumps(found), encoding="utf-8")
+
+    def _cluster(self) -> dict[str, str]:
+        return {"server": self._url, "certificate-authority": str(self._authority())}
 
 
 def _free_port() -> int:
