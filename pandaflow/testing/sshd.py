@@ -102,6 +102,11 @@ class Sshd:
         (self.folder / "host").unlink()
         _key(self.folder / "host")
 
+    def trust(self) -> None:
+        """Let users know the key that the host shows."""
+        public = (self.folder / "host.pub").read_text().strip()
+        (self.folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {public}\n")
+
     def settings(self, **more: Any) -> dict[str, Any]:
         """Return settings of a submitter that uses this host."""
         return {
@@ -120,8 +125,7 @@ class Sshd:
         for name in ("host", "user"):
             _key(self.folder / name)
         shutil.copy(self.folder / "user.pub", self.folder / "authorized")
-        public = (self.folder / "host.pub").read_text().strip()
-        (self.folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {public}\n")
+        self.trust()
         (self.folder / "sshd_config").write_text(
             f"ListenAddress 127.0.0.1:{self.port}\nHostKey {self.folder / 'host'}\n"
             f"AuthorizedKeysFile {self.folder / 'authorized'}\nPidFile none\nUsePAM no\n"

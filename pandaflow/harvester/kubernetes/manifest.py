@@ -227,5 +227,5 @@ def _arguments(order: Order, name: str) -> list[str]:
 
 
 def _literal(text: str) -> str:
-    """Return a text in which the cluster does not replace ``$(NAME)``."""
-    return text.replace("$(", "$$(")
+    """Return a text of which the cluster makes this one: it replaces ``$(NAME)`` and ``$$``."""
+    return text.replace("$", "$$")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from shlex import join, quote
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from pandaflow.harvester.carried import AUTHORITIES, TOKEN
@@ -204,15 +204,21 @@ def _file(name: str, content: str, mark: str) -> str:
 
 def _words(order: Order, name: str) -> str:
     """Return the work directory and the command line of a pilot; quoted, but for "$base"."""
+    # No word of an order holds a NUL.
+    known = {
+        "\0t": f'"$base"/{TOKEN}',
+        "\0a": f'"$base"/{AUTHORITIES}',
+        "\0w": f'"$base"/pilots/{quote(name)}/work',
+    }
+    words = order.command(
+        name,
+        token_file="\0t" if order.token_file else "",
+        ca="\0a" if order.ca else "",
+        workdir=order.workdir or "\0w",
+    )
     env = ["env", *(f"{key}={value}" for key, value in order.env.items())] if order.env else []
-    words = order.command(name, token_file="", ca="", workdir="")
-    place = quote(order.workdir) if order.workdir else '"$base"/pilots/' + quote(name) + "/work"
-    count = len(order.program)
-    given = [f"--workdir {place}"]
-    given += [f'--token-file "$base"/{TOKEN}'] if order.token_file else []
-    given += [f'--ca "$base"/{AUTHORITIES}'] if order.ca else []
-    first = f"{quote(order.workdir)} {join([*env, *words[:count]])}"
-    return f"{first} {' '.join(given)} {join(words[count:])}"
+    said = [known.get(word) or quote(word) for word in (*env, *words)]
+    return f"{quote(order.workdir)} {' '.join(said)}"
 
 
 def _closed(parts: Iterable[str]) -> str:

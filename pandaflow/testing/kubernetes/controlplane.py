@@ -136,7 +136,7 @@ class ControlPlane:
             f"--service-account-private-key-file={self.folder / 'sa.key'}",
             "--use-service-account-credentials=false", "--leader-elect=false", "--port=0",
             f"--secure-port={_free_port()}", f"--cert-dir={self.folder / 'manager'}",
-            "--controllers=job,serviceaccount,serviceaccount-token,garbagecollector,ttl-after-finished",
+            "--controllers=job,resourcequota,serviceaccount,serviceaccount-token,garbagecollector,ttl-after-finished",
             "--feature-gates=TTLAfterFinished=true",
         )  # fmt: skip
         self._await_account()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -131,8 +132,19 @@ def _hook(spec: Mapping[str, Any]) -> list[str]:
 
 
 def _environment(spec: Mapping[str, Any]) -> dict[str, str]:
-    own = {pair["name"]: pair["value"] for pair in spec["containers"][0].get("env", ())}
-    return {"PATH": "/usr/local/bin:/usr/bin:/bin", **own}
+    found = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
+    for pair in spec["containers"][0].get("env", ()):
+        found[pair["name"]] = _expanded(pair["value"], found)
+    return found
+
+
+def _expanded(text: str, env: Mapping[str, str]) -> str:
+    """Replace ``$(NAME)``, and ``$$`` by ``$``, as kubelets do; unknown names stay."""
+
+    def put(match: re.Match[str]) -> str:
+        return "$" if match[1] == "$" else env.get(match[2], match[0])
+
+    return re.sub(r"\$(\$|\(([^()]*)\))", put, text)
 
 
 def _command(
@@ -149,11 +161,9 @@ def _command(
         words += ["--ro-bind", str(path), place]
     if container.get("securityContext", {}).get("readOnlyRootFilesystem"):
         words += ["--remount-ro", "/"]
-    return [*words, "--", *container["command"], *(_plain(a) for a in container.get("args", ()))]
-
-
-def _plain(argument: str) -> str:
-    return argument.replace("$$(", "$(")
+    env = _environment(spec)
+    said = (_expanded(word, env) for word in (*container["command"], *container.get("args", ())))
+    return [*words, "--", *said]
 
 
 def _start(user: int) -> list[str]:

@@ -23,7 +23,7 @@ ORDER = Order(
     label="pf-cern-0123456789",
     shape=Shape(cores=8, gpus=2, memory=16 * 2**30, walltime=3600.0),
     token_file="/secrets/token",
-    env={"LANG": "C.UTF-8", "ODD": "$(HOME) stays"},
+    env={"LANG": "C.UTF-8", "ODD": "$(HOME) and $$ stay"},
 )
 
 
@@ -95,7 +95,7 @@ def test_the_secret_holds_files_in_base64() -> None:
 
 def test_the_cluster_replaces_nothing_in_words() -> None:
     env = {one["name"]: one["value"] for one in pod(made())["containers"][0]["env"]}
-    assert env["ODD"] == "$$(HOME) stays"
+    assert env["ODD"] == "$$(HOME) and $$$$ stay"
 
 
 def test_an_order_without_limits_asks_for_cores_alone() -> None:
