@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -189,7 +190,8 @@ def _check_queue(settings: Settings, client: GridClient, name: str) -> None:
     click.echo(f"{name} ({own.kind}): {demand.queue.state}, {ready} ready bundles; "
                f"{wish.min_pilots} to {wish.max_pilots} pilots")  # fmt: skip
     try:
-        own.submitter.open(settings.label(name), settings.harvester.folder / "check")
+        with tempfile.TemporaryDirectory() as folder:
+            own.submitter.open(settings.label(name), Path(folder))
     except SiteError as error:
         click.echo(f"  it cannot be served from here: {error}")
     for shape in settings.shapes(demand.queue):

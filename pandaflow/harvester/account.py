@@ -13,9 +13,6 @@ from typing import Any, Literal, NamedTuple
 from pandaflow.harvester.sizing import Leave, Seat, Stage
 from pandaflow.harvester.submitter import PilotState, Shape
 
-#: Seconds after which a pilot that was ordered, and of which nobody knows, was never begun: longer
-#: than a batch system's command may take, which may outlive the harvester that ran it.
-UNSEEN = 180.0
 #: Seconds after which a pilot that was told to go and is still there is told again.
 AGAIN = 20.0
 #: Seconds after its end for which a word of a pilot may have been on its way; seconds without one
@@ -107,12 +104,15 @@ class Looked:
         Names by id, of what waits or runs there; empty where it was not asked.
     heard : mapping of str to Heard
         By name: pilots that the server knows at this queue.
+    settles : float
+        Seconds after which a pilot that was ordered, and of which nobody knows, was never begun.
     """
 
     at: float
     states: Mapping[str, PilotState] = field(default_factory=dict)
     found: Mapping[str, str] = field(default_factory=dict)
     heard: Mapping[str, Heard] = field(default_factory=dict)
+    settles: float = 90.0
 
 
 def matched(records: Iterable[Record], looked: Looked) -> dict[str, Record]:
@@ -142,7 +142,7 @@ def _seen(record: Record, looked: Looked) -> Record:
         record = _listened(record, heard, looked.at)
     if record.id:
         return _polled(record, looked.states.get(record.id), looked.at)
-    if looked.at - record.ordered > UNSEEN and heard is None:
+    if looked.at - record.ordered > looked.settles and heard is None:
         return _over(record, PilotState(phase="gone", reason="it was never begun"), looked.at)
     return record
 

@@ -66,6 +66,7 @@ class Keeper:
         self._client, self._journal = client, journal
         self._submitter, self._clock = submitter, clock
         self._label = settings.label(name)
+        self._settles = type(settings.queues[name].submitter).settles
         self._answers_since: float | None = None
         self._searched = 0.0
         self._ready_since: dict[str, float] = {}
@@ -100,11 +101,12 @@ class Keeper:
         self._settle("the batch system")
         live = {name: each for name, each in records.items() if each.phase != "gone"}
         self._end_ghosts(live, demand.queue, now)
-        there = seats(live.values(), heard, self._gone(now), self._label, now)
+        gone = self._gone(now)
+        there = seats(live.values(), heard, gone, self._label, now)
         plan = self._plan(demand, there, now, drain)
         self._leave(live, plan.leave, now)
         self._submit(live, demand.queue, plan.submit, now)
-        self._note(demand, there, plan, now)
+        self._note(demand, seats(live.values(), heard, gone, self._label, now), plan, now)
         return len(live)
 
     # --- looking ------------------------------------------------------------------------
@@ -131,7 +133,7 @@ class Keeper:
             self._searched = now
         ids = {each.id for each in before if each.id} | set(found)
         states = self._submitter.states(ids) if ids else {}
-        after = matched(before, Looked(now, states, found, heard))
+        after = matched(before, Looked(now, states, found, heard, self._settles))
         old = {each.name: each for each in before}
         changed = [each for each in after.values() if each != old.get(each.name)]
         self._journal.save(self.name, changed)

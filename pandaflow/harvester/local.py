@@ -28,19 +28,23 @@ from pandaflow.harvester.submitter import (
     SubmitterSettings,
 )
 
+#: Lets the next shell go on alone, and notes it: all of it is done even if the harvester dies now.
+_LAUNCH = """\
+name=$1 guard=$2; shift 2
+/bin/sh -c "$guard" pandaflow-guard "$name" "$@" &
+echo $! >"$name.part" && mv "$name.part" "$name.pid"
+"""
 #: The first signal lets what a pilot runs go on, the second one does not.
 _GUARD = """\
 name=$1; shift
-echo $$ >"$name.part" && mv "$name.part" "$name.pid" || exit 125
 trap 'kill -TERM $pilot; sleep 0.3; kill -TERM $pilot' TERM INT
 "$@" >"$name.log" 2>&1 </dev/null &
 pilot=$!
 exec 2>/dev/null
-echo "$$ $pilot" >"$name.part" && mv "$name.part" "$name.pid"
-while :; do wait $pilot; code=$?; kill -0 $pilot 2>/dev/null || break; done
-echo $code >"$name.part" && mv "$name.part" "$name.exit"
+echo $pilot >"$name.pilot"
+while :; do wait $pilot; code=$?; kill -0 $pilot || break; done
+echo $code >"$name.end" && mv "$name.end" "$name.exit"
 """
-_SHELL = ("/bin/sh", "-c", _GUARD, "pandaflow-guard")
 #: Seconds from telling a pilot to end until it is made to.
 _GRACE = 30.0
 #: Bytes of a log's end that are looked at for the reason why a pilot died.
@@ -57,6 +61,7 @@ class LocalSettings(SubmitterSettings):
     """
 
     program: ClassVar[tuple[str, ...]] = (sys.executable, "-m", "pandaflow_pilot")
+    settles: ClassVar[float] = 5.0
 
     nice: int = Field(default=0, ge=0, le=19)
 
@@ -87,7 +92,6 @@ class Local:
 
     def __init__(self, settings: LocalSettings, label: str, folder: Path) -> None:
         self._settings, self._label, self._folder = settings, label, folder
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def submit(self, order: Order, names: Sequence[str]) -> dict[str, str]:
         """Begin pilots."""
@@ -95,34 +99,34 @@ class Local:
             if self._file(name, "pid").exists():
                 continue  # an earlier harvester was faster
             try:
-                self._children[name] = self._start(order, name)
-            except OSError as error:
+                self._start(order, name)
+            except (OSError, subprocess.SubprocessError) as error:
                 if name == names[0]:
                     raise SiteError(f"no process can be begun: {error}", transient=True) from error
                 return {each: each for each in names[: names.index(name)]}
         return {name: name for name in names}
 
-    def _start(self, order: Order, name: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [*_SHELL, str(self._folder / name), *self._settings.command(order, name)],
+    def _start(self, order: Order, name: str) -> None:
+        words = [str(self._folder / name), _GUARD, *self._settings.command(order, name)]
+        subprocess.run(
+            ["/bin/sh", "-c", _LAUNCH, "pandaflow-launch", *words],
             env={**_surroundings(), **order.env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             cwd=self._folder,
+            timeout=_GRACE,
+            check=True,
         )
 
     def states(self, ids: Collection[str]) -> dict[str, PilotState]:
         """Return the states of pilots."""
-        for name, child in list(self._children.items()):
-            if child.poll() is not None:
-                del self._children[name]
         return {name: self._state(name) for name in ids}
 
     def _state(self, name: str) -> PilotState:
         code = self._code(name)
-        if code is None and (name in self._children or any(self._processes(name))):
+        if code is None and any(self._processes(name)):
             return PilotState(phase="running")
         # It may have ended between two looks.
         code = self._code(name) if code is None else code
@@ -167,14 +171,10 @@ class Local:
 
     def _processes(self, name: str) -> Iterator[psutil.Process]:
         """Yield the pilot and then the shell above it, as far as they live."""
-        try:
-            numbers = [int(word) for word in self._file(name, "pid").read_text().split()]
-        except (OSError, ValueError):
-            return
-        for number in reversed(numbers):
+        for kind in ("pilot", "pid"):
             # Another process may have got the number since.
-            with suppress(psutil.Error):
-                process = psutil.Process(number)
+            with suppress(OSError, ValueError, psutil.Error):
+                process = psutil.Process(int(self._file(name, kind).read_text()))
                 words = process.cmdline()
                 if process.status() != psutil.STATUS_ZOMBIE and any(name in w for w in words):
                     yield process

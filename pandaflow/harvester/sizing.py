@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal, NamedTuple
 
@@ -239,7 +239,7 @@ class _Hall:
         staying = [seat for seat in seats if not seat.leaving]
         staying.sort(key=lambda seat: (_ORDER[seat.stage], -seat.since, seat.name))
         self._rooms = [(seat.name, _seated(seat)) for seat in staying]
-        self._open: list[tuple[Shape, _Room]] = []
+        self._open: list[tuple[int, _Room]] = []
         self.used: set[str] = set()
         self.new: Counter[Shape] = Counter()
         self.unserved = 0
@@ -259,21 +259,38 @@ class _Hall:
                 left -= taken
                 if taken:
                     self.used.add(name)
-        for _, room in self._open:
-            left -= _take(room, each.needs, left)
+        left = self._seat_in_new(each.needs, left)
         if left and fit:
             self._begin(min(fit), each, left)
         elif left:
             self.unserved += left
 
     def _begin(self, shape: Shape, each: Wanted, left: int) -> None:
-        full = _room(shape)
-        per_pilot = full.takes(each.needs)
-        count = 1 if each.probe else -(-left // per_pilot)
+        count = 1 if each.probe else -(-left // _room(shape).takes(each.needs))
         self.new[shape] += count
-        rest = left - (count - 1) * per_pilot
-        full.give(each.needs, min(rest, per_pilot))
-        self._open.append((shape, full))
+        self._open.append((count, _room(shape)))
+        self._seat_in_new(each.needs, left)
+
+    def _seat_in_new(self, needs: Needs, left: int) -> int:
+        """Seat bundles in new pilots; return how many are left. Equal pilots are one entry."""
+        rooms: list[tuple[int, _Room]] = []
+        for count, room in self._open:
+            each = room.takes(needs)
+            full = min(count, left // each) if each else 0
+            rest = left - full * each if each and full < count else 0
+            left -= full * each + min(rest, each)
+            parts = ((full, each), (1 if rest else 0, min(rest, each)))
+            rooms += [(number, _less(room, needs, taken)) for number, taken in parts if number]
+            if count > full + parts[1][0]:
+                rooms.append((count - full - parts[1][0], room))
+        self._open = rooms
+        return left
+
+
+def _less(room: _Room, needs: Needs, taken: int) -> _Room:
+    smaller = replace(room)
+    smaller.give(needs, taken)
+    return smaller
 
 
 def _seated(seat: Seat) -> _Room:
@@ -309,7 +326,7 @@ def _allowed(ours: Sequence[Seat], limits: Limits) -> tuple[int, str]:
     ]
     if limits.credit is not None:
         bounds.append((limits.credit - coming, "pilots have failed: few at a time are tried"))
-    least, why = min(bounds)
+    least, why = min(bounds, key=lambda bound: bound[0])
     return max(0, least), why
 
 

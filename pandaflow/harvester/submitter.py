@@ -178,6 +178,9 @@ class SubmitterSettings(BaseModel):
 
     #: What starts a pilot there, unless the file says otherwise.
     program: ClassVar[tuple[str, ...]] = ("pandaflow-pilot",)
+    #: Seconds after which a submission whose harvester was killed has come to its end: what
+    #: :meth:`Submitter.found` does not tell then was not begun.
+    settles: ClassVar[float] = 90.0
 
     def open(self, label: str, folder: Path) -> Submitter:
         """Return the submitter.

@@ -42,7 +42,8 @@ def _line(text: str, path: tuple[str | int, ...]) -> int | None:
         if header := _HEADER.fullmatch(line):
             table = _words(header[2])
             if header[1] == "[[":
-                table, seen[table] = (*table, seen[table]), seen[table] + 1
+                seen[table] += 1
+                table = (*table, seen[table] - 1)
             here = table
         elif key := _KEY.match(line):
             here = (*table, *_words(key[1]))
