@@ -1,5 +1,5 @@
 {{- define "pandaflow.name" -}}
-{{- default .Release.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- default .Release.Name .Values.nameOverride | trunc 24 | trimSuffix "-" -}}
 {{- end -}}
 
 {{/* Called with (dict "top" $ "part" "server"). */}}
