@@ -31,7 +31,7 @@ def read(*lines: str) -> list[PilotState]:
         ("gone p 0 all is well", PilotState(phase="gone", code=0)),
         ("gone p 143 asked to end", PilotState(phase="gone", code=-15, reason="asked to end")),
         ("gone p 127 not found", PilotState(phase="gone", code=127, reason="not found")),
-        ("killed p - last word", PilotState(phase="gone", reason="its processes were killed: last word")),
+        ("killed p - bye", PilotState(phase="gone", reason="its processes were killed: bye")),
         ("rebooted p", PilotState(phase="gone", reason="the host was started again")),
         ("unknown p", UNKNOWN),
     ],
