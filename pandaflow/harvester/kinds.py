@@ -15,6 +15,8 @@ KINDS: Mapping[str, str] = {
     "pbs": "pandaflow.harvester.batch:PbsSettings",
     "htcondor": "pandaflow.harvester.batch:HtcondorSettings",
     "lsf": "pandaflow.harvester.batch:LsfSettings",
+    "kubernetes": "pandaflow.harvester.kubernetes:KubernetesSettings",
+    "ssh": "pandaflow.harvester.ssh:SshSettings",
 }
 
 
