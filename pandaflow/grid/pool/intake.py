@@ -11,6 +11,7 @@ from pandaflow.core.model import Resources
 from pandaflow.grid.identity import Actor, Forbidden
 from pandaflow.grid.messages import PAYLOAD_BYTES, Bundle, Leased, Needs, Outcome, Outcomes
 from pandaflow.grid.pool import accounts, classes, people, runs
+from pandaflow.grid.pool.accounts import Change
 from pandaflow.grid.pool.errors import NotThere
 from pandaflow.grid.pool.holdings import KEPT, LET_GO, drop_work
 from pandaflow.grid.pool.queues import Place, places
@@ -24,7 +25,7 @@ _OWN = set(Bundle.model_fields) - set(Leased.model_fields) | {"attempt", "needs"
 
 _ADD = inserting(pool_bundles, "run", "bundle", "attempt", "class", "rank")
 _WORK = inserting(pool_work, "id", "body")
-_CANCEL = updating(pool_bundles, "id", "state", "due", "wish")
+_CANCEL = updating(pool_bundles, "id", "state", "due", "wish", "start")
 #: OFFSET 0 makes PostgreSQL look each of them up: else it may read all bundles of the run.
 _THERE = {
     "sqlite": "SELECT bundle, attempt, id FROM pool_bundles "
@@ -224,16 +225,15 @@ def _cancel(session: Session, no: int, rows: list[tuple[int, int, float]], now: 
     session.many(
         _CANCEL,
         [
-            (CANCELLED, now + KEPT, "", id)
+            (CANCELLED, now + KEPT, "", None, id)
             if state == READY
-            else (CANCELLED, now + heartbeat, LET_GO, id)
+            else (CANCELLED, now + heartbeat, LET_GO, None, id)
             for id, state, heartbeat in rows
         ],
     )
     drop_work(session, [id for id, *_ in rows])
-    account = accounts.lock(session, [no])[no]
-    account.ready -= sum(state == READY for _, state, _ in rows)
-    accounts.save(session, [account])
+    accounts.lock(session, [no])
+    accounts.add(session, {no: Change(ready=-sum(state == READY for _, state, _ in rows))})
 
 
 # --- outcomes ---------------------------------------------------------------------------
