@@ -184,19 +184,18 @@ def record(session: Session, news: News, now: float) -> None:
     told = [_told(each, changes, now) for each in news.happened]
     for run in news.let_go:
         changes.setdefault(run, Change()).held -= 1
-    if changes:
-        accounts.lock(session, changes)
-    session.many(_TELL, [row for row, _ in told])
     # Of several outcomes of a bundle its row keeps the last one's number.
     last = {each.holding.id: seq for each, (_, seq) in zip(news.happened, told, strict=True)}
-    session.many(_TURN, [(*_state(news.changed[id]), seq, id) for id, seq in last.items()])
     session.many(_SAVE, [(*_state(h), id) for id, h in news.changed.items() if id not in last])
     beats = news.beats.keys() - news.changed.keys()
     session.many(_BEAT, [(news.beats[id].seq, news.beats[id].heard, id) for id in sorted(beats)])
-    accounts.add(session, changes)
-    over = [each.holding.id for each in news.happened if each.kind != "started"]
-    if over:
+    if over := [each.holding.id for each in news.happened if each.kind != "started"]:
         drop_work(session, over)
+    if changes:
+        accounts.lock(session, changes)
+        session.many(_TELL, [row for row, _ in told])
+        session.many(_TURN, [(*_state(news.changed[id]), seq, id) for id, seq in last.items()])
+        accounts.add(session, changes)
 
 
 def _state(row: Holding) -> tuple[object, ...]:

@@ -90,8 +90,9 @@ def acquire(
         each.refused = _refusal(each)
     kinds = classes.get(session, [no for (no,) in stocked.rows])
     _match(session, kinds, [each for each in questions if each.count])
-    _claim_probes(session, [each for each in questions if each.given])
-    return _give(session, questions, now)
+    news = _news(questions, now)
+    _claim_probes(session, [each for each in questions if each.given], news)
+    return _give(session, questions, news, now)
 
 
 def _refusal(question: _Question) -> Forbidden | None:
@@ -179,7 +180,7 @@ def _fetching(session: Session, kind: Kind) -> More:
     return more
 
 
-def _claim_probes(session: Session, questions: Sequence[_Question]) -> None:
+def _claim_probes(session: Session, questions: Sequence[_Question], news: Sequence[Pilot]) -> None:
     """Note the bundles that try queues; another server may have been faster."""
     probing = {
         each.ask.queue: each
@@ -187,7 +188,8 @@ def _claim_probes(session: Session, questions: Sequence[_Question]) -> None:
         if each.place is not None and each.place.circuit.state == "probing"
     }
     if probing:
-        # Runs before queues, as everybody locks.
+        # Pilots and runs before queues, as everybody locks.
+        pilots.save(session, news)
         accounts.lock(session, [ready.run for each in questions for ready in each.given])
     for name, question in sorted(probing.items()):
         claimed = session.run(
@@ -204,7 +206,7 @@ def _claim_probes(session: Session, questions: Sequence[_Question]) -> None:
 
 
 def _give(
-    session: Session, questions: Sequence[_Question], now: float
+    session: Session, questions: Sequence[_Question], news: Sequence[Pilot], now: float
 ) -> list[Acquired | Forbidden]:
     leases = {ready.id: token_urlsafe(16) for each in questions for ready in each.given}
     rows = [
@@ -214,11 +216,11 @@ def _give(
     ]
     changes = _changes(questions)
     with session.together(last=True):
-        names = accounts.lock(session, changes)
         work = session.later(_WORK, ids=list(leases))
         session.many(_GIVE, rows)
+        pilots.save(session, news)
+        names = accounts.lock(session, changes)
         accounts.add(session, changes)
-        pilots.save(session, _news(questions, now))
     bodies, runs = dict(work.rows), dict(names.rows)
     return [_answer(each, leases, bodies, runs, now) for each in questions]
 

@@ -61,17 +61,15 @@ def update(
 def _write(
     session: Session, desk: _Desk, own: Sequence[Pilot], breakers: Mapping[str, Circuit]
 ) -> None:
-    """Write down what comes of a batch: bundles, runs, queues and pilots, in this order."""
+    """Write down what comes of a batch: bundles, pilots, runs and queues, in this order."""
     ends = desk.news.ends()
     changing = circuits.changing(breakers, ends, desk.now)
-    if changing:
-        holdings.record(session, desk.news, desk.now)
-        circuits.count(session, changing, ends, desk.now)
-    with session.together(last=True):
-        if not changing:
-            holdings.record(session, desk.news, desk.now)
+    with session.together(last=not changing):
         logs.keep(session, desk.tails, desk.now)
         pilots.hear(session, own, desk.now)
+        holdings.record(session, desk.news, desk.now)
+    if changing:
+        circuits.count(session, changing, ends, desk.now)
 
 
 def _is_own(actor: Actor, pilot: Pilot | None) -> bool:

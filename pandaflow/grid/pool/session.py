@@ -4,8 +4,9 @@ A batch costs a handful of statements however many bundles it has: PostgreSQL ge
 arrays (``unnest``), SQLite ``executemany``, which costs it nothing. Statements that do not need
 each other's rows travel together, the commit with the last of them: what costs most is waiting.
 
-Rows are locked in one order everywhere, so that nobody waits in a circle: bundles by id, runs by
-number, queues by name, pilots by name. Who looks for ready bundles skips locked ones.
+Rows are locked in one order everywhere, so that nobody waits in a circle: bundles by id, pilots by
+name, runs by number, queues by name. A run's row is what all its pilots and its driver wait for:
+it is locked late, just before the commit. Who looks for ready bundles skips locked ones.
 """
 
 from __future__ import annotations
@@ -201,10 +202,22 @@ class Session:
         if self.dialect == "sqlite":
             self._cursor.executemany(statement.sqlite, rows)
             return
-        columns = map(_array, zip(*rows, strict=True))
-        params = dict(zip(statement.columns, columns, strict=True))
         self._open()
-        self._driver.cursor().execute(statement.postgresql, params)
+        self._driver.cursor().execute(statement.postgresql, _arrays(statement, rows))
+
+    def returning(self, statement: Many, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """Run a statement for many rows, and return what its RETURNING says."""
+        if self.dialect == "sqlite":
+            return [
+                found
+                for row in rows
+                for found in self._cursor.execute(statement.sqlite, row).fetchall()
+            ]
+        if not rows:
+            return []
+        self._open()
+        self._cursor.execute(statement.postgresql, _arrays(statement, rows))
+        return self._cursor.fetchall()
 
     def _open(self) -> None:
         if self._opening:
@@ -218,6 +231,12 @@ class Session:
         if any(isinstance(value, str) and "\0" in value for value in params.values()):
             raise ValueError("a text with a zero byte: PostgreSQL takes none")
         cursor.execute(_render(sql, self.dialect), {**params, **lists})
+
+
+def _arrays(statement: Many, rows: Sequence[tuple[Any, ...]]) -> dict[str, str]:
+    """Return the columns of rows as parameters."""
+    columns = map(_array, zip(*rows, strict=True))
+    return dict(zip(statement.columns, columns, strict=True))
 
 
 def _array(values: Sequence[Any]) -> str:
