@@ -4,11 +4,10 @@ Simulated pilots (:mod:`benchmarks.pilot_load`) and a driver, in processes of th
 machine with the server and its PostgreSQL, whose commits wait for the disk. Rounds: as fast as it
 goes (requests/s); at a given rate with 10^3, 10^5 and 10^6 bundles waiting, while people list and
 measure (times of requests, from when they were due); thousands of connected pilots that send
-heartbeats or wait for work; and the first two again without ``fsync``, which shows what the disk
-costs. The yardstick is ``pgbench`` on the same server: one row changed a transaction.
+heartbeats or wait for work. With ``--no-fsync`` one sees what the disk costs. The yardstick is ``pgbench`` on the same server: one row changed a transaction.
 
     python -m benchmarks.bench_server [--pilots 64] [--seconds 5] [--rate 2000] [--held 1]
-        [--ready 1000 100000 1000000] [--connected 10000] [--no-fsync] [--store URL]
+        [--ready 1000 100000 1000000] [--connected 10000] [--no-fsync] [--no-people]
 
 Budget: 2,000 requests/s, and 99 % of them within 100 ms at that rate, on 2 cores, with 10^3 and
 with 10^6 bundles; 10,000 pilots.
@@ -19,17 +18,18 @@ from __future__ import annotations
 import argparse
 import multiprocessing as mp
 import os
+import resource
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from typing import Any
 
 import psutil
 
-from benchmarks.pilot_load import Load, mixed
+from benchmarks.pilot_load import Load, connected, mixed
 from benchmarks.pool_setting import (
     RUN,
     Filled,
@@ -38,11 +38,14 @@ from benchmarks.pool_setting import (
     plain_transactions,
     postgres,
 )
+from benchmarks.table import Row
 from pandaflow.grid.http import GridClient
 from pandaflow.testing.grid import GridServer
 
 RATE = 2_000.0
 P99 = 0.1
+#: Seconds between two heartbeats of a connected pilot.
+PERIOD = 10.0
 
 
 # --- the driver -------------------------------------------------------------------------
@@ -119,9 +122,13 @@ class Round:
         """Requests a second."""
         return self.load.requests / self.load.wall
 
+    def cost(self, who: str) -> float:
+        """Return the CPU microseconds of a request that a process has spent."""
+        return 1e6 * self.cpu[who] / self.load.requests
+
     def __str__(self) -> str:
-        load, n = self.load, self.load.requests
-        cpu = ", ".join(f"{who} {1e6 * seconds / n:.0f}" for who, seconds in self.cpu.items())
+        load = self.load
+        cpu = ", ".join(f"{who} {self.cost(who):.0f}" for who in self.cpu)
         return (
             f"{self.what}: {self.rate:,.0f} requests/s, {load.bundles / load.wall:,.0f} bundles/s, "
             f"p50 {1e3 * load.late(0.5):.1f} ms, p99 {1e3 * load.late(0.99):.1f} ms, "
@@ -171,30 +178,102 @@ class Site:
         what = f"{how}, {ready:,} ready (filled in {filled:.1f} s){sync}"
 
         def work() -> Load:
-            with looking(self.server):
+            with nullcontext() if asked.no_people else looking(self.server):
                 return mixed(self.server.url, asked.pilots, rate, asked.seconds, asked.held)
 
         return self.round(what, work)
 
 
-def main() -> None:
-    """Run it."""
+def many(stack: ExitStack, asked: argparse.Namespace) -> tuple[Round, float]:
+    """Run a round of many connected pilots at a server of their own; return it and the MiB."""
+    number = min(asked.connected, _file_limit() - 500)
+    idle = number // 5
+    site = Site(stack, fsync=not asked.no_fsync)
+    before = psutil.Process(site.server.pid).memory_info().rss
+    site.pool.fill(number - idle)
+
+    def work() -> Load:
+        return connected(site.server.url, number, idle, PERIOD, asked.seconds)
+
+    what = f"{number:,} pilots connected, {idle:,} of them wait for work, heartbeats"
+    done = site.round(what, work)
+    rss = psutil.Process(site.server.pid).memory_info().rss
+    print(f"server: {rss / 2**20:.0f} MiB, {(rss - before) / number / 1024:.0f} KiB a pilot")
+    return done, rss / 2**20
+
+
+def _file_limit() -> int:
+    """Return how many files a process may open; all that may be had."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
+
+
+def _asked(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Requests a second of pilots at a server")
     parser.add_argument("--pilots", type=int, default=64)
     parser.add_argument("--held", type=int, default=1, help="bundles that each holds")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--ready", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
-    parser.add_argument("--no-fsync", action="store_true", help="only this round")
-    asked = parser.parse_args()
+    parser.add_argument("--connected", type=int, default=10_000, help="pilots; 0: without")
+    parser.add_argument("--no-fsync", action="store_true", help="commits do not wait for the disk")
+    parser.add_argument("--no-people", action="store_true", help="nobody lists meanwhile")
+    return parser.parse_args(words)
+
+
+def measure(asked: argparse.Namespace) -> tuple[float, list[Round]]:
+    """Return pgbench's transactions/s, and the rounds: flat out, then at the rate."""
     with ExitStack() as stack:
         site = Site(stack, fsync=not asked.no_fsync)
-        print(f"pgbench: {plain_transactions(site.postgres, 2):,.0f} transactions/s", flush=True)
-        site.mixed(asked, 0.0, min(asked.ready))
-        for ready in sorted(asked.ready):
-            site.mixed(asked, asked.rate, ready)
-        rss = psutil.Process(site.server.pid).memory_info().rss
-        print(f"server: {rss / 2**20:.0f} MiB")
+        plain = plain_transactions(site.postgres, 2)
+        print(f"pgbench: {plain:,.0f} transactions/s, one row changed in each", flush=True)
+        rounds = [site.mixed(asked, 0.0, min(asked.ready))]
+        return plain, rounds + [site.mixed(asked, asked.rate, n) for n in sorted(asked.ready)]
+
+
+def rows() -> Iterator[Row]:
+    """Lines of the table."""
+    asked = _asked([])
+    plain, (flat_out, few, *_, most) = measure(asked)
+    yield Row(
+        "requests/s of 64 pilots, mixed, at a server on PostgreSQL (fsync on), 1,000 ready",
+        f"{flat_out.rate:,.0f}/s, {flat_out.cost('server'):.0f} us CPU a request in the server",
+        f"pgbench, a row a transaction: {plain:,.0f}/s",
+        f"{flat_out.rate / plain:.2f} x",
+        f">= {RATE:,.0f}/s",
+        flat_out.rate >= RATE,
+    )
+    for done, ready in ((few, "1,000"), (most, "1,000,000")):
+        late = done.load.late(0.99)
+        yield Row(
+            f"... at {asked.rate:,.0f} requests/s with {ready} ready, people listing: p99",
+            f"{1e3 * late:.0f} ms (p50 {1e3 * done.load.late(0.5):.0f} ms)",
+            "",
+            "",
+            f"< {1e3 * P99:.0f} ms",
+            late < P99 and done.rate > 0.95 * asked.rate,
+        )
+    with ExitStack() as stack:
+        done, mib = many(stack, asked)
+    late = done.load.late(0.99)
+    yield Row(
+        f"... {asked.connected:,} pilots connected, a heartbeat each {PERIOD:g} s: p99",
+        f"{1e3 * late:.0f} ms at {done.rate:,.0f}/s; server {mib:.0f} MiB",
+        "",
+        "",
+        f"< {1e3 * P99:.0f} ms",
+        late < P99,
+    )
+
+
+def main() -> None:
+    """Run it."""
+    asked = _asked()
+    measure(asked)
+    if asked.connected:
+        with ExitStack() as stack:
+            many(stack, asked)
 
 
 if __name__ == "__main__":

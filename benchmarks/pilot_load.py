@@ -30,6 +30,8 @@ _OPENED = 200
 _TICK = 0.001
 #: Seconds for what is still under way at the end.
 _PATIENCE = 60.0
+#: Requests a second while many pilots arrive.
+_ARRIVALS = 2_500.0
 _LEASED = re.compile(rb'"id":(\d+),"lease":"([^"]+)"')
 _HEAD = (
     b"POST /api/v1/pilot/%b HTTP/1.1\r\nHost: localhost\r\n"
@@ -292,3 +294,68 @@ def mixed(url: str, pilots: int, rate: float, seconds: float, held: int = 1) -> 
     Failed
     """
     return uvloop.run(_mixed(url, pilots, rate, seconds, held))
+
+
+# --- many that are connected ------------------------------------------------------------
+
+
+async def _connected(url: str, number: int, idle: int, period: float, seconds: float) -> Load:
+    load, waits = Load(), Load()
+    name = f"many-{os.getpid()}-{time.monotonic_ns()}"
+    # So many heartbeats that none ends meanwhile.
+    busy = [Pilot(f"{name}-{n}", load, beats=1_000_000) for n in range(number - idle)]
+
+    def again(pilot: Pilot) -> None:
+        if pilot.holds:
+            pilot.error = "there was work left for a pilot that was to wait"
+        elif time.perf_counter() < end:
+            pilot.due(time.perf_counter())
+
+    end = float("inf")
+    waiting = [Pilot(f"{name}-w{n}", waits, wait=20.0, answered=again) for n in range(idle)]
+    try:
+        await connect(url, busy)
+        # Each asks for a bundle and starts it: not all at once.
+        await _paced(busy, _ARRIVALS, 2 * len(busy) / _ARRIVALS)
+        await settle(busy)
+        await connect(url, waiting)
+        for pilot in waiting:
+            pilot.due(time.perf_counter())
+        for each in load.seconds.values():
+            del each[:]
+        began = time.perf_counter()
+        await _paced(busy, len(busy) / period, seconds)
+        await settle(busy)
+        load.wall, end = time.perf_counter() - began, 0.0
+        check(waiting)
+    finally:
+        for pilot in (*busy, *waiting):
+            pilot.close()
+    return load
+
+
+def connected(url: str, pilots: int, idle: int, period: float, seconds: float) -> Load:
+    """Let many pilots be connected: some wait for work, the others send heartbeats.
+
+    The pool has as many ready bundles as pilots that do not wait.
+
+    Parameters
+    ----------
+    url : str
+    pilots : int
+    idle : int
+        Of them that wait for work, by long polls.
+    period : float
+        Seconds between two heartbeats of a pilot.
+    seconds : float
+
+    Returns
+    -------
+    Load
+        Of the heartbeats.
+
+    Raises
+    ------
+    Failed
+    """
+    return uvloop.run(_connected(url, pilots, idle, period, seconds))

@@ -70,7 +70,8 @@ class ServerSettings:
     care_seconds : float
         Between two rounds of the pool's own care.
     gather_seconds : float
-        For which the first question waits for others, so that they share a transaction.
+        Between two transactions of the same kind at least, unless many requests wait: those that
+        arrive meanwhile share one. The first after a pause does not wait.
     limits : Limits
     """
 
@@ -84,7 +85,7 @@ class ServerSettings:
     proxies: str = "127.0.0.1,::1"
     policy: Path | None = None
     care_seconds: float = 2.0
-    gather_seconds: float = 0.004
+    gather_seconds: float = 0.01
     limits: Limits = field(default_factory=Limits)
 
     @property
