@@ -189,7 +189,8 @@ def lives(
         for step, value in seconds.items():
             rates.seconds[step] += value / workers.number
     rates.cpu = workers.cpu() + cpu_of(database) - before
-    assert rates.bundles == rounds * workers.batch, rates
+    # What one worker has locked is not there for the others just then.
+    assert rates.bundles >= 0.9 * rounds * workers.batch, rates
     return rates
 
 
@@ -224,7 +225,7 @@ def measure(asked: argparse.Namespace, ready: Sequence[int], jobs: int) -> Itera
         url = server.create_database()
         filled = Filled(url, jobs, CLASSES)
         with Workers(url, asked.workers, asked.batch) as workers:
-            lives(workers, filled, server.pid, 0, jobs, 2 * asked.workers)  # connections, plans
+            lives(workers, filled, server.pid, 5_000, jobs, 2 * asked.workers)  # connections, plans
             for each in sorted(ready):
                 rates = lives(workers, filled, server.pid, each, jobs, asked.rounds)
                 steps = ", ".join(

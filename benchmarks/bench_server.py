@@ -4,7 +4,8 @@ Simulated pilots (:mod:`benchmarks.pilot_load`) and a driver, in processes of th
 machine with the server and its PostgreSQL, whose commits wait for the disk. Rounds: as fast as it
 goes (requests/s); at a given rate with 10^3, 10^5 and 10^6 bundles waiting, while people list and
 measure (times of requests, from when they were due); thousands of connected pilots that send
-heartbeats or wait for work. With ``--no-fsync`` one sees what the disk costs. The yardstick is ``pgbench`` on the same server: one row changed a transaction.
+heartbeats or wait for work. With ``--no-fsync`` one sees what the disk costs. The yardstick is
+``pgbench`` on the same server: one row changed a transaction.
 
     python -m benchmarks.bench_server [--pilots 64] [--seconds 5] [--rate 2000] [--held 1]
         [--ready 1000 100000 1000000] [--connected 10000] [--no-fsync] [--no-people]
@@ -21,11 +22,10 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
-from typing import Any
 
 import psutil
 
@@ -158,12 +158,12 @@ class Site:
             "driver": cpu_of(driver),
         }
 
-    def round(self, what: str, work: Any) -> Round:
-        """Run one with a driver; `work` returns its load."""
+    def round(self, what: str, work: Callable[[Callable[[], None]], Load]) -> Round:
+        """Run one with a driver; `work` is given what to call when it begins, and returns its load."""
         with driving(self.server.url, self.pool.next) as driver:
             time.sleep(1.0)  # it imports
             before = self.cpu(driver)
-            load = work()
+            load = work(lambda: before.update(self.cpu(driver)))
             after = self.cpu(driver)
         self.pool.next += 1_000_000
         done = Round(what, load, {who: after[who] - before[who] for who in after})
@@ -177,7 +177,7 @@ class Site:
         sync = "" if self.fsync else ", no fsync"
         what = f"{how}, {ready:,} ready (filled in {filled:.1f} s){sync}"
 
-        def work() -> Load:
+        def work(_: Callable[[], None]) -> Load:
             with nullcontext() if asked.no_people else looking(self.server):
                 return mixed(self.server.url, asked.pilots, rate, asked.seconds, asked.held)
 
@@ -192,8 +192,8 @@ def many(stack: ExitStack, asked: argparse.Namespace) -> tuple[Round, float]:
     before = psutil.Process(site.server.pid).memory_info().rss
     site.pool.fill(number - idle)
 
-    def work() -> Load:
-        return connected(site.server.url, number, idle, PERIOD, asked.seconds)
+    def work(begin: Callable[[], None]) -> Load:
+        return connected(site.server.url, number, idle, PERIOD, 2 * asked.seconds, begin)
 
     what = f"{number:,} pilots connected, {idle:,} of them wait for work, heartbeats"
     done = site.round(what, work)

@@ -31,7 +31,9 @@ _TICK = 0.001
 #: Seconds for what is still under way at the end.
 _PATIENCE = 60.0
 #: Requests a second while many pilots arrive.
-_ARRIVALS = 2_500.0
+_ARRIVALS = 2_000.0
+#: Seconds over which those that wait for work begin to: real ones do not come back all at once.
+_SPREAD = 5.0
 _LEASED = re.compile(rb'"id":(\d+),"lease":"([^"]+)"')
 _HEAD = (
     b"POST /api/v1/pilot/%b HTTP/1.1\r\nHost: localhost\r\n"
@@ -299,7 +301,9 @@ def mixed(url: str, pilots: int, rate: float, seconds: float, held: int = 1) -> 
 # --- many that are connected ------------------------------------------------------------
 
 
-async def _connected(url: str, number: int, idle: int, period: float, seconds: float) -> Load:
+async def _connected(
+    url: str, number: int, idle: int, period: float, seconds: float, begin: Callable[[], None]
+) -> Load:
     load, waits = Load(), Load()
     name = f"many-{os.getpid()}-{time.monotonic_ns()}"
     # So many heartbeats that none ends meanwhile.
@@ -319,10 +323,11 @@ async def _connected(url: str, number: int, idle: int, period: float, seconds: f
         await _paced(busy, _ARRIVALS, 2 * len(busy) / _ARRIVALS)
         await settle(busy)
         await connect(url, waiting)
-        for pilot in waiting:
-            pilot.due(time.perf_counter())
+        await _paced(waiting, idle / _SPREAD, _SPREAD)
         for each in load.seconds.values():
             del each[:]
+        load.bundles = 0
+        begin()
         began = time.perf_counter()
         await _paced(busy, len(busy) / period, seconds)
         await settle(busy)
@@ -334,7 +339,9 @@ async def _connected(url: str, number: int, idle: int, period: float, seconds: f
     return load
 
 
-def connected(url: str, pilots: int, idle: int, period: float, seconds: float) -> Load:
+def connected(
+    url: str, pilots: int, idle: int, period: float, seconds: float, begin: Callable[[], None]
+) -> Load:
     """Let many pilots be connected: some wait for work, the others send heartbeats.
 
     The pool has as many ready bundles as pilots that do not wait.
@@ -348,6 +355,8 @@ def connected(url: str, pilots: int, idle: int, period: float, seconds: float) -
     period : float
         Seconds between two heartbeats of a pilot.
     seconds : float
+    begin : callable
+        Is called when all are connected, and heartbeats begin to count.
 
     Returns
     -------
@@ -358,4 +367,4 @@ def connected(url: str, pilots: int, idle: int, period: float, seconds: float) -
     ------
     Failed
     """
-    return uvloop.run(_connected(url, pilots, idle, period, seconds))
+    return uvloop.run(_connected(url, pilots, idle, period, seconds, begin))
