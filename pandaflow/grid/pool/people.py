@@ -29,7 +29,7 @@ _PILOTS = """
     SELECT name, queue, host, since, heard, free, command FROM pool_pilots
     WHERE vo = :vo AND (queue = :queue OR :queue = '') ORDER BY heard DESC, name"""
 _HELD = """
-    SELECT pilot, count(*) FROM pool_bundles WHERE state > 1 AND state IN (2, 3) GROUP BY pilot"""
+    SELECT pilot, count(*) FROM pool_bundles WHERE start IS NOT NULL GROUP BY pilot"""
 
 
 def runs(session: Session, actor: Actor) -> list[dict[str, Any]]:
