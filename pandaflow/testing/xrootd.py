@@ -85,9 +85,13 @@ class XRootD:
     def start(self) -> None:
         """Start the server, and wait until it listens."""
         place = self._running.folder
-        argv = ["xrootd", "-c", place / "xrootd.cfg", "-l", place / "xrootd.log", "-n", "pf"]
+        files = ["-c", str(place / "xrootd.cfg"), "-l", str(place / "xrootd.log")]
         user = ["-R", _NOBODY] if os.geteuid() == 0 else []
-        self._running.start("xrootd", [*argv, *user], {"PATH": system_path(), "HOME": str(place)})
+        self._running.start(
+            "xrootd",
+            ["xrootd", *files, "-n", "pf", *user],
+            {"PATH": system_path(), "HOME": str(place)},
+        )
         wait_until(lambda: listens(self.port), lambda: f"xrootd to listen:\n{self._log()}")
 
     def stop(self) -> None:

@@ -122,7 +122,7 @@ class RucioServer:
     def start(self) -> None:
         """Start the server, after :meth:`stop` at the same address, and wait until it answers."""
         self._starts += 1
-        argv = [python(self._environment), "-P", SCRIPT, str(self._port)]
+        argv = [str(python(self._environment)), "-P", str(SCRIPT), str(self._port)]
         env = {"RUCIO_HOME": str(self.folder / "server"), "PATH": os.environ["PATH"]}
         self._running.start(f"rucio{self._starts}", argv, env)
         wait_until(self._answers, lambda: f"Rucio to answer:\n{self.log()}")
