@@ -52,6 +52,7 @@ def test_tape_is_staged_file_by_file(rucio):
     assert [one["id"] for one in client.list_did_rules("test", dataset)] == []
 
 
+@pytest.mark.very_slow
 def test_a_copy_that_goes_wrong_again_and_again_is_stuck(rucio):
     dataset, client = random_name("tape"), rucio.client()
     names = rucio.dataset("test", dataset, 2, "TAPE_X")
@@ -66,6 +67,7 @@ def test_a_copy_that_goes_wrong_again_and_again_is_stuck(rucio):
     assert rucio.path("test", names[0], "SITE_B").exists()
 
 
+@pytest.mark.very_slow
 def test_rules_follow_datasets_when_the_judge_has_run(rucio, tmp_path):
     dataset, client = random_name("open"), rucio.client()
     rucio.dataset("test", dataset, 1, "SITE_A")
@@ -81,6 +83,7 @@ def test_rules_follow_datasets_when_the_judge_has_run(rucio, tmp_path):
     assert rucio.path("test", late.name, "SITE_B").read_bytes() == b"late"
 
 
+@pytest.mark.very_slow
 def test_it_comes_back_with_all_it_had(rucio):
     account, dataset = rucio.account(random_name("user")), random_name("ds")
     rucio.dataset("test", dataset, 1)
@@ -104,6 +107,7 @@ def test_on_postgresql(postgres):
         assert server.client().get_replication_rule(rule)["state"] == "OK"
 
 
+@pytest.mark.very_slow
 def test_the_environment_is_whole():
     done = subprocess.run(
         [sys.executable, "-m", "pip", "--python", python(rucio_environment()), "check"],
