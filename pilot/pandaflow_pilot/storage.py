@@ -5,7 +5,7 @@ variable
 ============================================  =====================================
 ``X509_USER_PROXY``                           certificate and key in one file
 ``X509_USER_CERT``, ``X509_USER_KEY``         in two
-``X509_CERT_DIR``                             folder of authorities that are trusted
+``X509_CERT_DIR``                             folder of authorities that are trusted, too
 ``BEARER_TOKEN``, ``BEARER_TOKEN_FILE``       a token, if there is no certificate
 ============================================  =====================================
 
@@ -56,7 +56,9 @@ class _Opener:
     """Opens requests with a certificate or a token."""
 
     def __init__(self) -> None:
-        context = ssl.create_default_context(capath=os.environ.get("X509_CERT_DIR"))
+        context = ssl.create_default_context()
+        if os.environ.get("X509_CERT_DIR"):
+            context.load_verify_locations(capath=os.environ["X509_CERT_DIR"])
         pair = _certificate()
         try:
             if pair is not None:

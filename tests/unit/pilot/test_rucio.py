@@ -11,12 +11,10 @@ from typing import Any
 import pytest
 
 from pandaflow.testing.grid import random_name
-from pandaflow_pilot import storage
 from pandaflow_pilot.codes import PilotError
 from pandaflow_pilot.leases import Input
 from pandaflow_pilot.rucio import Rucio
 from pandaflow_pilot.stagein import stage_in
-from pandaflow_pilot.transfer import TransferError
 
 pytest.importorskip("rucio", reason="no rucio-clients: extra 'rucio'")
 
@@ -195,17 +193,3 @@ def test_a_replica_elsewhere_helps_where_rucio_does_not(tmp_path):
     os.environ.pop("RUCIO_CONFIG", None)
     stage_in(given, str(tmp_path), fine, lambda seconds: None, Rucio())
     assert (tmp_path / "x").read_bytes() == b"abc"
-
-
-def test_credentials_of_stores(tmp_path, monkeypatch):
-    for name in ("X509_USER_PROXY", "BEARER_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "proxy").write_text("no certificate, but a secret")
-    monkeypatch.setenv("X509_USER_PROXY", str(tmp_path / "proxy"))
-    with pytest.raises(TransferError, match="cannot be used") as caught:
-        storage.scheme_of("davs://store/x").get("davs://store/x", str(tmp_path / "x"), fine)
-    assert "secret" not in str(caught.value) and not caught.value.transient
-    monkeypatch.delenv("X509_USER_PROXY")
-    monkeypatch.setenv("BEARER_TOKEN_FILE", str(tmp_path / "none"))
-    with pytest.raises(TransferError, match="BEARER_TOKEN_FILE"):
-        storage.scheme_of("https://store/x").get("https://store/x", str(tmp_path / "x"), fine)
