@@ -18,7 +18,8 @@ MANIFEST := pyproject.toml constraints.txt
 help:
 	@echo "make demo    a small analysis, start to end, on this machine"
 	@echo "make test    lint, then all tests (as root on Debian: installs PostgreSQL, Slurm,"
-	@echo "             Grid Engine, RabbitMQ, MPICH, Node.js, OpenSSH first); ALL=1: also those of minutes"
+	@echo "             Grid Engine, RabbitMQ, MPICH, Node.js, OpenSSH, XRootD first);"
+	@echo "             ALL=1: also those of minutes"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make bench   the benchmarks"
 	@echo "make docs    draw docs/states.md again from the tables"
@@ -75,6 +76,9 @@ system:
 	  command -v node >/dev/null && command -v npm >/dev/null,\
 	  nodejs npm,tests on a real OpenID Connect provider)
 	$(call packages,MPICH,command -v mpiexec >/dev/null,mpich,tests of MPI tasks on Globus Compute)
+	$(call packages,XRootD,\
+	  command -v xrootd >/dev/null && command -v xrdcp >/dev/null,\
+	  xrootd-server xrootd-client,tests of root:// storage)
 	$(call packages,bubblewrap,command -v bwrap >/dev/null,bubblewrap,tests of pilots in containers)
 	$(call packages,OpenSSH,\
 	  command -v sshd >/dev/null && command -v ssh >/dev/null,\
