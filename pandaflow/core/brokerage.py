@@ -12,7 +12,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 
 from pandaflow.core.errors import WorkflowError
 from pandaflow.core.model import Resources
-from pandaflow.core.quantities import parse_bytes, parse_seconds
+from pandaflow.core.quantities import parse_bytes, parse_seconds, size_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,15 +189,6 @@ def misfit(resources: Resources, site: Site) -> str:
 
 def _amount(what: str, value: float) -> str:
     return f"{size_text(value)} of {what}" if what in ("memory", "disk") else f"{value:g} {what}"
-
-
-def size_text(value: float) -> str:
-    """Write bytes with their unit: ``"64 GiB"``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} TiB"
 
 
 def cores_on_node(resources: Resources) -> int:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pandaflow.core.brokerage import turnover
 from pandaflow.core.locality import Broker, Placement, Request, Score
 
-
 #: Scores that are kept of each request: a thousand sites times all requests would fill memory.
 SHOWN = 100
 

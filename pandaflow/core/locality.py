@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pandaflow.core import brokerage
-from pandaflow.core.brokerage import Load, Ranking, Site, misfit, size_text
+from pandaflow.core.brokerage import Load, Ranking, Site, misfit
 from pandaflow.core.errors import WorkflowError
 from pandaflow.core.model import Resources
 from pandaflow.core.network import Network, Route
+from pandaflow.core.quantities import time_text, volume_text
 
 #: What a byte on tape counts against one on disk (PanDA's analysis broker adds 1 for a site that
 #: has a dataset on disk and 0.001 for one that has it on tape only).
@@ -159,7 +160,7 @@ class Score(NamedTuple):
     def _data(self) -> str:
         if not self.total:
             return ""
-        said = f": {_percent(self.disk, self.total)} of {size_text(self.total)} on disk"
+        said = f": {_percent(self.disk, self.total)} of {volume_text(self.total)} on disk"
         if self.tape:
             said += f", {_percent(self.tape, self.total)} on tape"
         if self.fetch:
@@ -221,14 +222,6 @@ def _percent(part: int, whole: int) -> str:
     if part in (0, whole):
         return "0 %" if not part else "100 %"
     return f"{min(max(round(100 * part / whole), 1), 99)} %"
-
-
-def time_text(seconds: float) -> str:
-    """Write a duration with its unit."""
-    for unit, most in (("s", 120), ("min", 120 * 60), ("h", 48 * 3600)):
-        if seconds < most:
-            return f"{seconds / {'s': 1, 'min': 60, 'h': 3600}[unit]:.3g} {unit}"
-    return f"{seconds / 86400:.3g} d"
 
 
 class _Fit(NamedTuple):
@@ -419,8 +412,8 @@ def _overflow(request: Request, site: Site, total: int) -> str:
     if site.disk is None or not total or asked <= site.disk:
         return ""
     return (
-        f"needs {size_text(asked)} of disk, {size_text(total)} of it for inputs, "
-        f"and it has {size_text(site.disk)}"
+        f"needs {volume_text(asked)} of disk, {volume_text(total)} of it for inputs, "
+        f"and it has {volume_text(site.disk)}"
     )
 
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from pandaflow.core.brokerage import size_text
-from pandaflow.core.locality import Block, Placement, Request, Score, time_text
+from pandaflow.core.locality import Block, Placement, Request, Score
+from pandaflow.core.quantities import time_text, volume_text
 
 #: A move must end the jobs sooner by this share of the time, and by so many seconds: estimates
 #: err, and a copy takes space that others may need.
@@ -149,7 +149,7 @@ def _move(score: Score, request: Request, jobs: int, times: tuple[float, float])
         f"{time_text(waiting)} without" if waiting < math.inf else "it is complete on disk nowhere"
     )
     why = (
-        f"{size_text(size)} to {score.site.rses[0]} in {time_text(score.fetch)}: "
+        f"{volume_text(size)} to {score.site.rses[0]} in {time_text(score.fetch)}: "
         f"{jobs} jobs end in {time_text(moving)}, {without}"
     )
     return MoveData(

@@ -23,15 +23,14 @@ from pandaflow.core.locality import (
     Request,
     Score,
     blocks,
-    time_text,
     wait_seconds,
 )
 from pandaflow.core.model import Resources
 from pandaflow.core.network import FARTHEST, UNKNOWN, Network
+from pandaflow.core.quantities import size_text, time_text, volume_text
 from pandaflow.core.relocation import MoveData, Queue, StayPut, decide, drained
 
 GB = 10**9
-GIB = 2**30
 RSES = ("A-DISK", "A-TAPE", "B-DISK", "C-DISK", "D-DISK")
 A = Site("A", cores=16, nodes=4, rses=("A-DISK", "A-TAPE"))
 B = Site("B", cores=16, nodes=4, rses=("B-DISK",))
@@ -138,10 +137,10 @@ def test_what_does_not_fit_or_is_held_is_refused() -> None:
 
 
 def test_inputs_must_fit_onto_a_node() -> None:
-    small = replace(A, disk=10 * GIB)
-    request = read(on_disk(8 * GIB, "A-DISK"), disk=4 * GIB)
+    small = replace(A, disk=10 * GB)
+    request = read(on_disk(8 * GB, "A-DISK"), disk=4 * GB)
     assert refusals(Broker([small, B]), request) == {
-        "A": "needs 12 GiB of disk, 8 GiB of it for inputs, and it has 10 GiB"
+        "A": "needs 12 GB of disk, 8 GB of it for inputs, and it has 10 GB"
     }
 
 
@@ -349,10 +348,10 @@ def test_files_with_the_same_replicas_are_one_block(given_files: list[Block]) ->
 
 
 def test_a_placement_is_read_aloud() -> None:
-    request = read(on_disk(3 * GIB, "A-DISK"), on_tape(GIB, "A-TAPE"), cores=2)
+    request = read(on_disk(3 * GB, "A-DISK"), on_tape(GB, "A-TAPE"), cores=2)
     broker = Broker([B, A], network=NEAR, held={"B": "it is offline"})
     assert broker.place(request).describe() == (
-        "may run at A (weight 5.8: 75 % of 4 GiB on disk, 25 % on tape, the rest in 4 h); "
+        "may run at A (weight 5.8: 75 % of 4 GB on disk, 25 % on tape, the rest in 4 h); "
         "not at B: it is offline"
     )
     assert Placement((), {}).describe() == "no site is known"
@@ -377,6 +376,20 @@ def test_a_score_is_a_row_and_a_placement_a_ranking() -> None:
 )
 def test_times_are_read_aloud_in_their_own_unit(seconds: float, said: str) -> None:
     assert time_text(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "binary", "decimal"),
+    [
+        (1, "1 B", "1 B"),
+        (1536, "1.5 KiB", "1.54 kB"),
+        (999_999, "976.6 KiB", "1 MB"),
+        (4 * 10**13, "36.38 TiB", "40 TB"),
+        (2 * 10**18, "1.819e+06 TiB", "2,000 PB"),
+    ],
+)
+def test_sizes_are_read_aloud(value: int, binary: str, decimal: str) -> None:
+    assert (size_text(value), volume_text(value)) == (binary, decimal)
 
 
 def test_what_cannot_be_is_refused() -> None:
@@ -493,7 +506,7 @@ def test_data_moves_when_compute_is_free_elsewhere() -> None:
     assert decision.seconds == pytest.approx(1000.0)
     assert decision.moving < decision.waiting
     assert [block.name for block in decision.blocks] == ["mc:x"]
-    assert decision.why.startswith("93.13 GiB to B-DISK in 16.7 min: 64 jobs end in ")
+    assert decision.why.startswith("100 GB to B-DISK in 16.7 min: 64 jobs end in ")
     assert decision.why.endswith(" without")
 
 
