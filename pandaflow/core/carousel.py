@@ -257,7 +257,7 @@ class Carousel(TapeBook):
         pause = backoff(settings.boost_after, settings.boost_most, rule.boosts, event.jitter)
         # A tape system that is down is no fault of the rule: boosted when it is back, not counted.
         rule.boost_at = self._now + pause if down is None else down
-        rule.boosts += down is None
+        rule.excused = down is not None
         if rule.state is _R.ACTIVE:
             self._turn(rule, _R.STUCK)
         for name in names:
@@ -392,6 +392,7 @@ class Carousel(TapeBook):
         if at is None or at > self._now:
             return
         rule.boost_at = None
+        rule.boosts += not rule.excused
         self._turn(rule, _R.ACTIVE)
         for name in rule.pending:
             self._set_stage(rule, name, _F.REQUESTED)

@@ -287,7 +287,7 @@ class BoostRule:
     request : int
     rule : str
     times : int
-        How often in a row it was found stuck, leaving out downtimes.
+        In a row for so many times, leaving out what a downtime made necessary.
     """
 
     request: int

@@ -216,7 +216,7 @@ class TapeBook:
 def _why_stuck(file: StagedFile, rule: StagingRule, now: float) -> str:
     said = f"stuck at {file.tape}: {file.why or 'no reason was given'}"
     again = max((rule.boost_at or now) - now, 0.0)
-    return f"{said}; found so {rule.boosts} times, boosted in {time_text(again)}"
+    return f"{said}; boosted {rule.boosts} times, again in {time_text(again)}"
 
 
 def _why_requested(file: StagedFile, rule: StagingRule | None) -> str:

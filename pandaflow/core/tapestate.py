@@ -123,6 +123,7 @@ class RuleRecord:
     pending: tuple[str, ...]
     boosts: int
     boost_at: float | None
+    excused: bool
     expires: float
     why: str
 
@@ -143,9 +144,11 @@ class StagingRule:
     pending : dict of str to int
         Those that are not on disk yet: they count against the budget.
     boosts : int
-        In a row without a lock that came OK.
+        In a row without a lock that came OK, leaving out what a downtime made necessary.
     boost_at : float or None
         When it is boosted next, if it is stuck.
+    excused : bool
+        Whether the next boost does not count.
     expires : float
         When the catalog may drop it.
     why : str
@@ -161,6 +164,7 @@ class StagingRule:
     pending: dict[str, int] = field(default_factory=dict)
     boosts: int = 0
     boost_at: float | None = None
+    excused: bool = False
     expires: float = 0.0
     why: str = ""
 
@@ -187,6 +191,7 @@ class StagingRule:
             tuple(self.pending),
             self.boosts,
             self.boost_at,
+            self.excused,
             self.expires,
             self.why,
         )
@@ -198,7 +203,7 @@ class StagingRule:
         rule = cls(record.request, record.tape, record.dataset, record.state, record.rule, files)
         rule.pending = {name: files[name] for name in record.pending}
         rule.boosts, rule.boost_at = record.boosts, record.boost_at
-        rule.expires, rule.why = record.expires, record.why
+        rule.excused, rule.expires, rule.why = record.excused, record.expires, record.why
         return rule
 
 

@@ -142,9 +142,8 @@ class CarouselMachine(RuleBasedStateMachine):
         needed = set().union(*self.hopes.values(), *self.has.values())
         assert set(command.files) <= needed, "only what somebody wants"
         for number, other in self.asked.items():
-            twice = (other.ok & set(other.files) - other.given_up if other.live else set()) | (
-                other.pending(self.lost_of[number])
-            )
+            on_disk = other.ok - other.given_up - self.lost_of[number] if other.live else set()
+            twice = on_disk | other.pending(self.lost_of[number])
             assert not twice & set(command.files), "requested while a rule holds it"
         self.asked[command.request] = Asked(command.tape, command.files)
 
