@@ -159,7 +159,7 @@ class Site:
         }
 
     def round(self, what: str, work: Callable[[Callable[[], None]], Load]) -> Round:
-        """Run one with a driver; `work` is given what to call when it begins, and returns its load."""
+        """Run one with a driver; `work` gets what to call when it begins, and returns its load."""
         with driving(self.server.url, self.pool.next) as driver:
             time.sleep(1.0)  # it imports
             before = self.cpu(driver)

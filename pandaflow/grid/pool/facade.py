@@ -134,8 +134,7 @@ class Pool:
         ------
         NotThere, Forbidden
         """
-        with writing(self._database) as session:
-            return intake.cancel(session, actor, run, bundles, now)
+        return intake.cancel(self._database, actor, run, bundles, now)
 
     def outcomes(self, actor: Actor, run: str, after: int, limit: int, now: float) -> Outcomes:
         """Return what happened after outcome number ``after``, and forget what came before.

@@ -39,8 +39,13 @@ _THERE = {
 }
 _LIVE = """
     SELECT id, state, heartbeat FROM pool_bundles
-    WHERE {} AND state IN (1, 2, 3) ORDER BY id {{lock}}"""
-_LIVE_RUN, _LIVE_IDS = _LIVE.format("run = :run"), _LIVE.format("id AMONG :ids[bigint]")
+    WHERE id AMONG :ids[bigint] AND state IN (1, 2, 3) ORDER BY id {lock}"""
+#: Bundles that are cancelled by a transaction.
+PAGE = 1000
+_PAGE = """
+    SELECT bundle, attempt, id FROM pool_bundles
+    WHERE run = :run AND (bundle, attempt) > (:bundle, :attempt) AND state IN (1, 2, 3)
+    ORDER BY bundle, attempt LIMIT :n"""
 _HEAD = ("seq", "bundle", "attempt", "kind", "at", "queue", "pilot", "host")
 _OUTCOMES = f"""
     SELECT {", ".join(_HEAD)}, body FROM pool_outcomes
@@ -210,18 +215,31 @@ def _names(names: Iterable[str]) -> str:
 
 
 def cancel(
-    session: Session, actor: Actor, run: str, bundles: Sequence[int] | None, now: float
+    database: Database, actor: Actor, run: str, bundles: Sequence[int] | None, now: float
 ) -> int:
-    """Cancel bundles; return how many were not over."""
-    found = runs.own(session, actor, run)
-    if bundles is None:
-        rows = session.rows(_LIVE_RUN, run=found.no)
-    else:
-        ids = _there(session, found.no, list(bundles))
-        rows = session.rows(_LIVE_IDS, ids=sorted(ids))
-    if rows:
-        _cancel(session, found.no, rows, now)
-    return len(rows)
+    """Cancel bundles; return how many were not over.
+
+    A page of them at a time: pilots that report wait for none of it long.
+    """
+    with reading(database) as session:
+        found = runs.own(session, actor, run)
+    total, after = 0, (-1, -1)
+    numbers = None if bundles is None else sorted(set(bundles))
+    while numbers is None or numbers:
+        with writing(database) as session:
+            if numbers is None:
+                page = session.rows(_PAGE, run=found.no, bundle=after[0], attempt=after[1], n=PAGE)
+                ids, after = [id for *_, id in page], page[-1][:2] if page else after
+            else:
+                some, numbers = numbers[:PAGE], numbers[PAGE:]
+                ids = _there(session, found.no, some)
+            rows = session.rows(_LIVE, ids=sorted(ids)) if ids else []
+            if rows:
+                _cancel(session, found.no, rows, now)
+        total += len(rows)
+        if numbers is None and len(ids) < PAGE:
+            break
+    return total
 
 
 def _cancel(session: Session, no: int, rows: list[tuple[int, int, float]], now: float) -> None:

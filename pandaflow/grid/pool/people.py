@@ -24,7 +24,9 @@ _BUNDLES = """
     SELECT id, bundle, attempt, state, -rank, queue, pilot, host, heard, why,
         outcome IS NOT NULL AND outcome > :acked
     FROM pool_bundles
-    WHERE run = :run AND state AMONG :states[smallint] ORDER BY bundle, attempt LIMIT :limit"""
+    WHERE run = :run AND state AMONG :states[smallint]{} ORDER BY bundle, attempt LIMIT :limit"""
+#: Of those that pilots hold: by an index of their own.
+_HELD_ONES, _ANY_ONES = _BUNDLES.format(" AND start IS NOT NULL"), _BUNDLES.format("")
 _PILOTS = """
     SELECT name, queue, host, since, heard, free, command FROM pool_pilots
     WHERE vo = :vo AND (queue = :queue OR :queue = '') ORDER BY heard DESC, name"""
@@ -48,8 +50,9 @@ def bundles(
         *("id", "bundle", "attempt", "state", "priority"),
         *("queue", "pilot", "host", "heard", "why", "unread"),
     )
+    query = _HELD_ONES if state in ("sent", "running") else _ANY_ONES
     about = {"run": whose.no, "acked": whose.acked, "states": states, "limit": limit}
-    told = [dict(zip(names, row, strict=True)) for row in session.rows(_BUNDLES, **about)]
+    told = [dict(zip(names, row, strict=True)) for row in session.rows(query, **about)]
     return [
         {**each, "state": STATES[each["state"]], "unread": bool(each["unread"])} for each in told
     ]
