@@ -19,14 +19,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pandaflow import __version__
 from pandaflow.core.errors import PandaflowError
-from pandaflow.grid.messages import Acquire, Cancellation, PilotUpdate, QueueBody, Submission
+from pandaflow.grid.messages import (
+    Acquire,
+    Cancellation,
+    PilotUpdate,
+    QueueBody,
+    Submission,
+    TokenRequest,
+)
 from pandaflow.server.problems import answer_to
 from pandaflow.server.routes import about, pilot, places, runs
 from pandaflow.server.routes.common import API, PROBLEM
 from pandaflow.server.service import Service
 
 Handler = Callable[[Request], Awaitable[Response]]
-_BODIES = (Acquire, Cancellation, PilotUpdate, QueueBody, Submission, PROBLEM)
+_BODIES = (Acquire, Cancellation, PilotUpdate, QueueBody, Submission, TokenRequest, PROBLEM)
 _SECURITY = {
     "bearer": {
         "type": "http",

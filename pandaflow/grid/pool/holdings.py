@@ -40,7 +40,7 @@ LET_GO = "let go"
 
 _FIELDS = (
     *("id", "run", "bundle", "attempt", "class", "state", "queue", "pilot", "host", "lease"),
-    *("seq", "heartbeat", "due", "heard", "outcome", "wish", "why"),
+    *("seq", "heartbeat", "due", "heard", "outcome", "wish", "why", "soft"),
 )
 #: Columns of :class:`Holding`, for a SELECT.
 COLUMNS = ", ".join(_FIELDS)
@@ -81,6 +81,7 @@ class Holding:
     outcome: int | None
     wish: str
     why: str
+    soft: bool
 
     @property
     def held(self) -> bool:

@@ -24,7 +24,11 @@ _OWN = set(Bundle.model_fields) - set(Leased.model_fields) | {"attempt", "needs"
 
 _ADD = inserting(pool_bundles, "run", "bundle", "attempt", "class", "rank")
 _WORK = inserting(pool_work, "id", "body")
-_CANCEL = updating(pool_bundles, "id", "state", "due", "wish")
+_CANCEL = updating(pool_bundles, "id", "state", "due", "wish", "soft")
+_HURRY = """
+    UPDATE pool_bundles SET soft = false
+    WHERE id IN (SELECT id FROM pool_bundles WHERE {} AND soft ORDER BY id {{lock}})"""
+_HURRY_RUN, _HURRY_IDS = _HURRY.format("run = :run"), _HURRY.format("id AMONG :ids[bigint]")
 #: OFFSET 0 makes PostgreSQL look each of them up: else it may read all bundles of the run.
 _THERE = {
     "sqlite": "SELECT bundle, attempt, id FROM pool_bundles "
@@ -205,17 +209,27 @@ def _names(names: Iterable[str]) -> str:
 
 
 def cancel(
-    session: Session, actor: Actor, run: str, bundles: Sequence[int] | None, now: float
+    session: Session,
+    actor: Actor,
+    run: str,
+    bundles: Sequence[int] | None,
+    now: float,
+    *,
+    kill: bool,
 ) -> int:
     """Cancel bundles; return how many were not over."""
     found = runs.own(session, actor, run)
+    which: dict[str, object]
     if bundles is None:
-        rows = session.rows(_LIVE_RUN, run=found.no)
+        live, hurry, which = _LIVE_RUN, _HURRY_RUN, {"run": found.no}
     else:
-        ids = _there(session, found.no, list(bundles)).values()
-        rows = session.rows(_LIVE_IDS, ids=sorted(ids))
+        ids = sorted(_there(session, found.no, list(bundles)).values())
+        live, hurry, which = _LIVE_IDS, _HURRY_IDS, {"ids": ids}
+    rows = session.rows(live, **which)
     if rows:
         _cancel(session, found.no, rows, now)
+    if kill:  # also those that were asked to end before
+        session.run(hurry, **which)
     return len(rows)
 
 
@@ -224,9 +238,9 @@ def _cancel(session: Session, no: int, rows: list[tuple[int, int, float]], now: 
     session.many(
         _CANCEL,
         [
-            (CANCELLED, now + KEPT, "", id)
+            (CANCELLED, now + KEPT, "", False, id)
             if state == READY
-            else (CANCELLED, now + heartbeat, LET_GO, id)
+            else (CANCELLED, now + heartbeat, LET_GO, True, id)
             for id, state, heartbeat in rows
         ],
     )

@@ -14,9 +14,10 @@ from pandaflow.grid.messages import INLINE_BYTES, Acquire, Acquired, Leased, Pil
 from pandaflow.grid.pool import accounts, pilots
 from pandaflow.grid.pool.accounts import Account
 from pandaflow.grid.pool.classes import Classes
+from pandaflow.grid.pool.errors import Refused
 from pandaflow.grid.pool.matching import Kind, More, Ready, Shelf, serve, suits
 from pandaflow.grid.pool.pilots import Pilot
-from pandaflow.grid.pool.queues import Place, places
+from pandaflow.grid.pool.queues import Place, missing, places
 from pandaflow.grid.pool.session import Session, updating
 from pandaflow.store.pool_tables import SENT, pool_bundles
 
@@ -51,14 +52,16 @@ class _Question:
     ask: Acquire
     place: Place | None = None
     pilot: Pilot | None = None
-    refused: Forbidden | None = None
+    refused: Refused | None = None
     given: list[Ready] = field(default_factory=list)
     free: int = 0
 
     @property
     def count(self) -> int:
         """How many it may have."""
-        if self.refused or self.place is None or (self.pilot and self.pilot.command):
+        if self.refused or self.place is None:
+            return 0
+        if self.pilot and (self.pilot.command or self.pilot.gone):
             return 0
         if self.place.circuit.state == "probing":
             return 1 if self.place.circuit.probe is None else 0
@@ -72,14 +75,14 @@ def digest(lease: str) -> str:
 
 def acquire(
     session: Session, classes: Classes, asked: Sequence[tuple[Actor, Acquire]], now: float
-) -> list[Acquired | Forbidden]:
+) -> list[Acquired | Refused]:
     """Answer questions for work; see :meth:`pandaflow.grid.pool.Pool.acquire`."""
     questions = [_Question(actor, ask, free=ask.cores) for actor, ask in asked]
     known = pilots.look(session, [each.ask.pilot for each in questions])
     there = places(session, {each.ask.queue for each in questions})
     for each in questions:
         each.pilot, each.place = known.get(each.ask.pilot), there.get(each.ask.queue)
-        each.refused = _refusal(each)
+        each.refused = _refusal(session, each)
     _match(session, classes, [each for each in questions if each.count])
     runs = accounts.lock(session, [ready.run for each in questions for ready in each.given])
     _claim_probes(session, [each for each in questions if each.given])
@@ -88,14 +91,14 @@ def acquire(
     return answers
 
 
-def _refusal(question: _Question) -> Forbidden | None:
+def _refusal(session: Session, question: _Question) -> Refused | None:
     actor, ask, place = question.actor, question.ask, question.place
     try:
         actor.require("pilot")
     except Forbidden as refused:
         return refused
     if place is None:
-        return Forbidden(f"there is no queue {ask.queue!r}: an operator makes them")
+        return missing(session, actor.vo, ask.queue)
     if not place.serves(actor.vo):
         return Forbidden(f"queue {ask.queue!r} runs nothing of VO {actor.vo!r}")
     if question.pilot and (question.pilot.vo, question.pilot.subject) != (actor.vo, actor.subject):
@@ -181,7 +184,7 @@ def _claim_probes(session: Session, questions: Sequence[_Question]) -> None:
 
 def _give(
     session: Session, questions: Sequence[_Question], runs: dict[int, Account], now: float
-) -> list[Acquired | Forbidden]:
+) -> list[Acquired | Refused]:
     leases = {ready.id: token_urlsafe(16) for each in questions for ready in each.given}
     rows = [
         _lease_row(each, ready.id, digest(leases[ready.id]), now)
@@ -216,7 +219,7 @@ def _answer(
     work: dict[int, str],
     runs: dict[int, Account],
     now: float,
-) -> Acquired | Forbidden:
+) -> Acquired | Refused:
     if question.refused:
         return question.refused
     assert question.place is not None
@@ -267,6 +270,8 @@ def _note(session: Session, questions: Sequence[_Question], now: float) -> None:
         )
         for each in questions
         # Waiting pilots ask again and again: that is not worth a write each time.
-        if not each.refused and (each.given or pilots.is_news(each.pilot, now, each.free))
+        if not each.refused
+        and not (each.pilot and each.pilot.gone)
+        and (each.given or pilots.is_news(each.pilot, now, each.free))
     }
     pilots.save(session, seen.values(), now)

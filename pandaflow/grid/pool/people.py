@@ -26,7 +26,7 @@ _BUNDLES = """
     FROM pool_bundles
     WHERE run = :run AND state AMONG :states[smallint] ORDER BY bundle, attempt LIMIT :limit"""
 _PILOTS = """
-    SELECT name, queue, host, since, heard, free, command FROM pool_pilots
+    SELECT name, queue, host, since, heard, free, command, gone FROM pool_pilots
     WHERE vo = :vo ORDER BY heard DESC, name"""
 _HELD = """
     SELECT pilot, count(*) FROM pool_bundles WHERE state > 1 AND state IN (2, 3) GROUP BY pilot"""
@@ -57,13 +57,14 @@ def bundles(
 
 def pilots(session: Session, actor: Actor, now: float) -> list[dict[str, Any]]:
     """Return the pilots of an actor's VO."""
-    names = ("pilot", "queue", "host", "since", "heard", "free", "command")
+    names = ("pilot", "queue", "host", "since", "heard", "free", "command", "gone")
     patience = {name: place.body.heartbeat for name, place in places(session).items()}
     held = dict(session.rows(_HELD))
     told = []
     for row in session.rows(_PILOTS, vo=actor.vo):
         each = dict(zip(names, row, strict=True))
-        alive = now - each["heard"] <= max(ALIVE, patience.get(each["queue"], ALIVE))
+        heard = now - each["heard"] <= max(ALIVE, patience.get(each["queue"], ALIVE))
+        alive = not each.pop("gone") and heard
         told.append({**each, "running": held.get(each["pilot"], 0), "alive": alive})
     return told
 
@@ -87,7 +88,8 @@ def load(session: Session) -> dict[str, int]:
         "coalesce(sum(seq - acked), 0) FROM pool_runs WHERE NOT gone"
     )
     counts = {name: int(value) for name, value in zip(names, sums[0], strict=True)}
-    counts["pilots"] = int(session.rows("SELECT count(*) FROM pool_pilots")[0][0])
+    there = session.rows("SELECT count(*) FROM pool_pilots WHERE NOT gone")
+    counts["pilots"] = int(there[0][0])
     states = dict(session.rows("SELECT state, count(*) FROM pool_queues GROUP BY state"))
     queues = {f"queues_{s}": states.get(s, 0) for s in ("open", "held", "probing", "closed")}
     return counts | queues
@@ -140,7 +142,7 @@ def _fits(place: Place, needs: Needs) -> bool:
 def _no_pilot(session: Session, vo: str, names: list[str], needs: Needs, now: float) -> str:
     row = session.one(
         "SELECT count(*) FROM pool_pilots "
-        "WHERE vo = :vo AND heard >= :since AND queue AMONG :names[text]",
+        "WHERE vo = :vo AND heard >= :since AND NOT gone AND queue AMONG :names[text]",
         vo=vo,
         since=now - ALIVE,
         names=names,

@@ -53,8 +53,13 @@ def update(
     answers = [_answer(desk, actor, each, known.get(each.pilot)) for actor, each in told]
     holdings.record(session, list(desk.changed.values()), desk.happened, now, desk.let_go)
     logs.keep(session, desk.tails, now)
-    own = [known[each.pilot] for actor, each in told if _is_own(actor, known.get(each.pilot))]
-    pilots.hear(session, own, now)
+    own = [
+        (known[each.pilot], each.gone)
+        for actor, each in told
+        if _is_own(actor, known.get(each.pilot))
+    ]
+    pilots.hear(session, [pilot for pilot, _ in own], now)
+    pilots.leave(session, [pilot for pilot, gone in own if gone], now)
     return answers
 
 
@@ -92,7 +97,7 @@ def _judge(desk: _Desk, actor: Actor, pilot: str, report: Report) -> Verdict:
         return _no(report, _foreign(row, pilot), "kill")
     if row.let_go and report.state != "running":
         return _lets_go(desk, row, report)
-    if not row.held:
+    if not row.held and not (row.let_go and row.soft):
         return _after_its_end(row, report)
     if report.seq <= row.seq:
         return _no(report, f"report {report.seq} is late: report {row.seq} was here before")
@@ -137,6 +142,9 @@ def _accept(desk: _Desk, row: Holding, report: Report) -> Verdict:
     desk.changed[row.id] = row
     if report.tail:
         desk.tails.append((row, report.tail))
+    if row.let_go:  # its payload may end by itself, for as long as the pilot's grace is
+        row.due = desk.now + row.heartbeat
+        return Verdict(id=report.id, accepted=True, commands=("soft_kill",))
     if report.state == "running":
         return _runs(desk, row, report)
     row.state, row.due, row.wish = _OVER[report.state], desk.now + KEPT, ""
