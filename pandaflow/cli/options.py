@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,12 @@ store_option = click.option(
     "--store", metavar="URL", help="State store; may also be given before the command."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+ca_option = click.option(
+    "--ca",
+    type=click.Path(exists=True, path_type=Path),
+    envvar="PANDAFLOW_CA",
+    help="Certificates that the server's is checked by.",
+)
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 executor_option = click.option(
     "--executor",

@@ -145,9 +145,12 @@ class GridClient:
             refused.update({int(number): str(why) for number, why in found.items()})
         return refused
 
-    def cancel(self, run: str, bundles: Sequence[int] | None = None) -> int:
-        """Cancel bundles, None: all of the run; return how many were not over."""
-        body = Cancellation(bundles=None if bundles is None else tuple(bundles))
+    def cancel(self, run: str, bundles: Sequence[int] | None = None, *, kill: bool = False) -> int:
+        """Cancel bundles, None: all of the run; return how many were not over.
+
+        Payloads are asked to end before they are killed, but with ``kill`` at once.
+        """
+        body = Cancellation(bundles=None if bundles is None else tuple(bundles), kill=kill)
         path = f"/runs/{_word(run)}/cancel"
         told = self._json("POST", path, **_sent(body), repeat=True)
         return int(told["cancelled"])

@@ -38,7 +38,7 @@ class Hearing:
         flight = self._account.flights.get(outcome.bundle)
         if flight is None or outcome.attempt != flight.spec.attempt:
             return
-        worker = f"{outcome.host}/{outcome.pilot}" if outcome.host else outcome.pilot
+        worker = f"{outcome.queue}/{outcome.pilot}"
         try:
             if outcome.kind == "started":
                 self._account.started(flight, outcome.at, worker, outcome.queue)

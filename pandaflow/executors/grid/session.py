@@ -87,7 +87,7 @@ class GridSession:
         self._send_at, self._delay = 0.0, _BACK_OFF_S[0]
         self._view = View()
         #: Whether pilots may still run something that was cancelled.
-        self._stopping = False
+        self._stopping = self._kill = False
         self._over = threading.Event()
         self._orders = Orders(
             run_id,
@@ -114,7 +114,7 @@ class GridSession:
         return adopted
 
     def cancel(self, bundles: Sequence[int]) -> None:
-        """Take bundles out of the pool, and have pilots end those that run."""
+        """Take bundles out of the pool; pilots ask those that run to end, then kill them."""
         self._orders.put("cancel", list(bundles))
 
     def release(self, bundles: Sequence[int]) -> None:
@@ -122,6 +122,7 @@ class GridSession:
 
     def close(self, *, kill: bool = False) -> None:
         """Cancel all that is left, and wait until pilots have let go of it, for a while."""
+        self._kill = kill
         self._orders.close()
         self._release_name()
 
@@ -237,7 +238,7 @@ class GridSession:
         """Cancel what is left, wait until pilots have let go of it, and clear up."""
         self._over.set()
         if self._account.drop(list(self._account.flights)) or self._stopping:
-            self._try(lambda: self._client.cancel(self._run, None))
+            self._try(lambda: self._client.cancel(self._run, None, kill=self._kill))
             self._await_pilots()
         self._try(lambda: self._client.forget_run(self._run))
         self._sender.clear()
@@ -266,6 +267,9 @@ class GridSession:
     def _give_up(self, reason: str, untaken: Sequence[Assignment]) -> None:
         self._over.set()
         self._report(SlotsChanged(time.time(), "", 0, reason))
+        if any(each.noted or each.out for each in self._account.flights.values()):
+            # Nobody will ask what becomes of them in the pool.
+            self._try(lambda: self._client.cancel(self._run, None))
         for flight in list(self._account.flights.values()):
             self._account.tell(refused(flight.spec, reason))
         for given in untaken:
