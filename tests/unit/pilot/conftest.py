@@ -33,6 +33,8 @@ from pandaflow.store.database import Database
 
 ROOT = Path(__file__).resolve().parents[3]
 RUN, QUEUE = "run-1", "site"
+#: Runs pilots; another one shows that they run under the oldest Python, too.
+PYTHON = os.environ.get("PILOT_PYTHON", sys.executable)
 #: Answers a request instead of the pool; returns whether it did.
 Fault = Callable[["Handler", str], bool]
 
@@ -219,8 +221,10 @@ class PilotProcess:
         path = os.pathsep.join([str(ROOT), str(ROOT / "pilot")])
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "pandaflow_pilot", "--server", url, "--queue", QUEUE),
-                *("--workdir", str(workdir), "--grace", "1s", *options),
+                *(PYTHON, "-m", "pandaflow_pilot", "--server", url, "--queue", QUEUE),
+                *("--workdir", str(workdir), "--grace", "1s"),
+                *([] if PYTHON == sys.executable else ["--python", sys.executable]),
+                *options,
             ],
             env={**os.environ, "PYTHONPATH": path, **env},
             stdout=subprocess.PIPE,
