@@ -269,7 +269,7 @@ class GridSession:
         self._report(SlotsChanged(time.time(), "", 0, reason))
         if any(each.noted or each.out for each in self._account.flights.values()):
             # Nobody will ask what becomes of them in the pool.
-            self._try(lambda: self._client.cancel(self._run, None))
+            self._stopping = self._try(lambda: self._client.cancel(self._run, None))
         for flight in list(self._account.flights.values()):
             self._account.tell(refused(flight.spec, reason))
         for given in untaken:
