@@ -116,6 +116,9 @@ class Needs(Message):
         What the pilot must have, all of them.
     near : tuple of str
         Queues close to its input: they are served first.
+    avoid : tuple of str
+        Queues whose sites have spoiled it before: they get it only if nobody else takes it for
+        a minute.
     """
 
     queue: Step | Literal[""] = ""
@@ -129,6 +132,7 @@ class Needs(Message):
     container: str = Field(default="", max_length=1_000)
     tags: Tags = ()
     near: Tags = ()
+    avoid: Tags = ()
 
 
 class InputFile(Message):

@@ -11,6 +11,7 @@ import pytest
 from pandaflow.grid.identity import Forbidden
 from pandaflow.grid.messages import Acquire, Leased, PilotUpdate, Verdict
 from pandaflow.grid.pool import NotThere, Pool
+from pandaflow.grid.pool.leasing import AVOIDED
 from pandaflow.grid.pool.tokens import LIFE, OVERLAP, PREFIX, RENEWED, digest
 from pandaflow.testing.pool_scene import HEARTBEAT, PoolBase, Scene
 
@@ -104,6 +105,30 @@ class GoodbyeTests(PoolBase):
     def _leaves(self, scene: Scene, pilot: str) -> None:
         told = PilotUpdate(pilot=scene.called(pilot), gone=True)
         scene.pool.update([(scene.pilot, told)], scene.now)
+
+
+class AvoidTests(PoolBase):
+    """Queues that have spoiled a bundle before."""
+
+    def test_others_may_take_it_first(self, scene: Scene) -> None:
+        other = scene.add_queue(f"{scene.queue}-other")
+        scene.submit([1, 2, 3], avoid=(scene.queue,))
+        scene.submit([4])
+        assert scene.numbers(count=4) == [4]
+        assert scene.numbers("p2", queue=other) == [1]
+        scene.now += AVOIDED - 1
+        assert scene.numbers() == []
+        scene.now += 2
+        assert scene.numbers() == [2], "better here than nowhere"
+
+    def test_each_that_comes_gives_others_time_again(self, scene: Scene) -> None:
+        scene.submit([1], avoid=(scene.queue,))
+        scene.now += 0.9 * AVOIDED
+        scene.submit([2], avoid=(scene.queue,))
+        scene.now += 0.9 * AVOIDED
+        assert scene.numbers() == []
+        scene.now += 0.2 * AVOIDED
+        assert scene.numbers(count=2) == [1, 2]
 
 
 class TokenTests(PoolBase):

@@ -32,7 +32,7 @@ from pandaflow.grid.messages import (
     Verdict,
 )
 from pandaflow.grid.pool import NotThere, Pool
-from pandaflow.testing.pool_pilots import EndTests, GoodbyeTests, TokenTests
+from pandaflow.testing.pool_pilots import AvoidTests, EndTests, GoodbyeTests, TokenTests
 from pandaflow.testing.pool_reports import QueueTests, ReportTests
 from pandaflow.testing.pool_scene import (
     HEARTBEAT,
@@ -402,6 +402,7 @@ class PoolTests(
     QueueTests,
     EndTests,
     GoodbyeTests,
+    AvoidTests,
     TokenTests,
     _VisibilityTests,
 ):

@@ -11,6 +11,7 @@ from pandaflow.core.errors import DataError
 from pandaflow.core.events import BundleEnded
 from pandaflow.data.results import ResultStore
 from pandaflow.executors.channel import unpack_said
+from pandaflow.executors.grid.avoiding import Avoided
 from pandaflow.executors.grid.commands import failure, said
 from pandaflow.executors.grid.sending import Sent
 from pandaflow.executors.remote import wire
@@ -28,16 +29,19 @@ class Hearing:
     Parameters
     ----------
     account : Account
+    avoided : Avoided, optional
+        Is told what sites have spoiled.
     """
 
-    def __init__(self, account: Account[Sent]) -> None:
-        self._account = account
+    def __init__(self, account: Account[Sent], avoided: Avoided | None = None) -> None:
+        self._account, self._avoided = account, avoided or Avoided()
 
     def hear(self, outcome: Outcome) -> None:
         """Take an outcome; those of bundles that nobody waits for are left alone."""
         flight = self._account.flights.get(outcome.bundle)
         if flight is None or outcome.attempt != flight.spec.attempt:
             return
+        self._avoided.note(flight.spec, outcome)
         worker = f"{outcome.queue}/{outcome.pilot}"
         try:
             if outcome.kind == "started":

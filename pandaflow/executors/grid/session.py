@@ -21,6 +21,7 @@ from pandaflow.core.errors import SiteError
 from pandaflow.core.events import SlotsChanged
 from pandaflow.data.results import ResultStore
 from pandaflow.executors.grid import names
+from pandaflow.executors.grid.avoiding import Avoided
 from pandaflow.executors.grid.hearing import Hearing
 from pandaflow.executors.grid.sending import Sender, Sent
 from pandaflow.executors.grid.settings import GridSettings
@@ -79,11 +80,10 @@ class GridSession:
             self._release_name()
             raise
         self._account: Account[Sent] = Account(store, report)
-        self._hearing, self._journal = (
-            Hearing(self._account),
-            Journal(store, "grid" + self._run.removeprefix(run_id)),
-        )
-        self._sender = Sender(self._account, self._client, settings, self._run, self._note)
+        avoided = Avoided()
+        self._hearing = Hearing(self._account, avoided)
+        self._journal = Journal(store, "grid" + self._run.removeprefix(run_id))
+        self._sender = Sender(self._account, self._client, settings, self._run, self._note, avoided)
         self._send_at, self._delay = 0.0, _BACK_OFF_S[0]
         self._view = View()
         #: Whether pilots may still run something that was cancelled.

@@ -22,6 +22,10 @@ _ADD = inserting(
     f"WHERE pool_classes.used < excluded.used - {_FRESH}",
 )
 
+_USE = """
+    UPDATE pool_classes SET used = :now WHERE no IN (
+        SELECT no FROM pool_classes WHERE digest AMONG :digests[text] ORDER BY no {lock})"""
+
 
 def enter(session: Session, vo: str, needs: Iterable[Needs], now: float) -> dict[Needs, int]:
     """Return the numbers of classes; those that were not there are made."""
@@ -30,6 +34,9 @@ def enter(session: Session, vo: str, needs: Iterable[Needs], now: float) -> dict
     # In order: two submissions must not wait for each other's.
     rows = sorted((vo, digests[each], text, now) for each, text in texts.items())
     session.many(_ADD, rows)
+    avoiding = [digests[each] for each in digests if each.avoid]
+    if avoiding:  # counts by the second: see leasing.AVOIDED
+        session.run(_USE, now=now, digests=avoiding)
     found = session.rows(
         "SELECT digest, no FROM pool_classes WHERE digest AMONG :digests[text]",
         digests=list(digests.values()),

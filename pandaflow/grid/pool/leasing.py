@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import ceil
@@ -26,8 +26,11 @@ RETRY, RETRY_HELD = 5.0, 30.0
 #: Bundles of a class that are looked at beyond its share of what is asked for.
 _SPARE = 4
 
+#: Seconds for which others may take what a queue has spoiled, before it gets it again.
+AVOIDED = 60.0
+
 _CLASSES = """
-    SELECT no FROM pool_classes AS c WHERE vo AMONG :vos[text] AND EXISTS (
+    SELECT no, used FROM pool_classes AS c WHERE vo AMONG :vos[text] AND EXISTS (
         SELECT 1 FROM pool_bundles AS b WHERE b.class = c.no AND b.state = 1)"""
 _MORE = """
     SELECT rank, id, run FROM pool_bundles
@@ -83,7 +86,7 @@ def acquire(
     for each in questions:
         each.pilot, each.place = known.get(each.ask.pilot), there.get(each.ask.queue)
         each.refused = _refusal(session, each)
-    _match(session, classes, [each for each in questions if each.count])
+    _match(session, classes, [each for each in questions if each.count], now)
     runs = accounts.lock(session, [ready.run for each in questions for ready in each.given])
     _claim_probes(session, [each for each in questions if each.given])
     answers = _give(session, questions, runs, now)
@@ -109,13 +112,15 @@ def _refusal(session: Session, question: _Question) -> Refused | None:
 # --- matching ---------------------------------------------------------------------------
 
 
-def _match(session: Session, classes: Classes, questions: Sequence[_Question]) -> None:
+def _match(session: Session, classes: Classes, questions: Sequence[_Question], now: float) -> None:
     """Decide who gets what; the rows are locked."""
     if not questions:
         return
     vos = sorted({each.actor.vo for each in questions})
-    found = classes.get(session, [no for (no,) in session.rows(_CLASSES, vos=vos)])
-    suiting = [_suiting(each, found.values()) for each in questions]
+    used = dict(session.rows(_CLASSES, vos=vos))
+    found = classes.get(session, used)
+    fresh = {no for no, at in used.items() if now - at < AVOIDED}
+    suiting = [_suiting(each, found.values(), fresh) for each in questions]
     shelves = _shelves(session, found, questions, suiting)
     for each, numbers in zip(questions, suiting, strict=True):
         assert each.place is not None
@@ -125,10 +130,13 @@ def _match(session: Session, classes: Classes, questions: Sequence[_Question]) -
         each.place.probed |= each.place.circuit.state == "probing" and bool(each.given)
 
 
-def _suiting(question: _Question, kinds: Iterable[Kind]) -> list[int]:
+def _suiting(question: _Question, kinds: Iterable[Kind], fresh: Container[int]) -> list[int]:
+    """Return the classes that a pilot could run; ``fresh``: others may take these first."""
     assert question.place is not None
-    tags = frozenset(question.ask.tags) | frozenset(question.place.body.tags)
-    return [kind.no for kind in kinds if suits(kind, question.actor.vo, question.ask, tags)]
+    ask, vo = question.ask, question.actor.vo
+    tags = frozenset(ask.tags) | frozenset(question.place.body.tags)
+    fit = [kind for kind in kinds if suits(kind, vo, ask, tags)]
+    return [each.no for each in fit if not (each.no in fresh and ask.queue in each.needs.avoid)]
 
 
 def _shelves(
