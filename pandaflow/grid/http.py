@@ -193,6 +193,8 @@ class GridClient:
     def events(self, run: str, after: int = 0, seconds: float = 3_600.0) -> Iterator[Outcome]:
         """Yield outcomes of a run as they happen, without acknowledging any.
 
+        Some may be missed which the driver has acknowledged elsewhere: their numbers show it.
+
         Raises
         ------
         SiteError
@@ -207,8 +209,11 @@ class GridClient:
                 if not answer.is_success:
                     answer.read()
                     raise _refusal(answer)
+                kind = ""
                 for line in answer.iter_lines():
-                    if line.startswith("data:"):
+                    if line.startswith("event:"):
+                        kind = line[6:].strip()
+                    elif line.startswith("data:") and kind != "missed":
                         yield _parse(Outcome, line[5:].encode())
         except httpx.HTTPError as error:
             raise _unreachable(self.url, error) from error

@@ -47,7 +47,7 @@ _UPDATE = {"pilot": "cern-0042", "reports": [{"id": 7, "lease": "w", "seq": 1, "
 @router.post(
     "/acquire",
     response_model=Acquired,
-    responses=refusals(*WITH_BODY),
+    responses=refusals(404, *WITH_BODY),
     openapi_extra=reads(Acquire, _ACQUIRE),
 )
 async def acquire(request: Request) -> Response:

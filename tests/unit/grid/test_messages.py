@@ -14,6 +14,7 @@ from pandaflow.grid.messages import (
     Acquire,
     Bundle,
     Cancellation,
+    CommandJob,
     JobResult,
     Message,
     Needs,
@@ -86,6 +87,35 @@ def test_names_are_steps_of_addresses(kind: type[Message], field: str, name: str
     kind.model_validate(fields)
     with pytest.raises(ValidationError):
         kind.model_validate({**fields, field: name})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x",
+        "/etc/passwd",
+        "~/x",
+        "a/../../x",
+        "a\\..\\x",
+        "..",
+        "a\x00b",
+        "a\nb",
+        "",
+        "x" * 1_001,
+    ],
+)
+@pytest.mark.parametrize("where", ["input", "output", "result"])
+def test_paths_stay_in_the_work_directory(where: str, name: str) -> None:
+    command = {"position": 0, "line": "true"}
+    asked: dict[str, tuple[type[Message], Any]] = {
+        "input": (CommandJob, lambda n: {**command, "inputs": [{"name": n, "replicas": ["/r"]}]}),
+        "output": (CommandJob, lambda n: {**command, "outputs": [n]}),
+        "result": (OutputFile, lambda n: {"name": n, "size": 1, "checksum": "adler32:00000000"}),
+    }
+    kind, body = asked[where]
+    kind.model_validate(body("deep/down/file name.txt"))
+    with pytest.raises(ValidationError):
+        kind.model_validate(body(name))
 
 
 def test_the_document_says_how_bytes_travel() -> None:
