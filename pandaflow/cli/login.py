@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from pandaflow.cli.options import json_option
+from pandaflow.cli.options import ca_option, json_option
 from pandaflow.cli.output import echo_json
 from pandaflow.core.errors import WorkflowError
 
@@ -24,7 +25,8 @@ server_argument = click.argument(
 @click.command()
 @server_argument
 @click.option("--issuer", metavar="URL", help="Where to sign in, if the server takes several.")
-def login(server: str | None, issuer: str | None) -> None:
+@ca_option
+def login(server: str | None, issuer: str | None, ca: Path | None) -> None:
     """Sign in at SERVER, with a browser on any machine.
 
     The tokens are kept in ~/.config/pandaflow/tokens, for your eyes only, and renewed when needed.
@@ -33,13 +35,14 @@ def login(server: str | None, issuer: str | None) -> None:
     \b
     Examples:
       pandaflow login https://pandaflow.example.org
+      pandaflow login https://pool.site.example:8443 --ca site-ca.pem
     """
     _require_grid()
     from pandaflow.grid.auth.signin import find_offers, sign_in
 
     if not server:
         raise WorkflowError("name the server: pandaflow login https://...")
-    offer = _choose(server, find_offers(server), issuer)
+    offer = _choose(server, find_offers(server, ca), issuer)
     sign_in(server, offer, _show)
     click.echo(f"signed in at {server}")
 
@@ -65,8 +68,9 @@ def logout(server: str | None) -> None:
 
 @click.command()
 @server_argument
+@ca_option
 @json_option
-def whoami(server: str | None, as_json: bool) -> None:
+def whoami(server: str | None, ca: Path | None, as_json: bool) -> None:
     """Show who you are to SERVER, and what you may do there.
 
     Without SERVER: the variable PANDAFLOW_SERVER, or the only server there is a sign-in at.
@@ -74,6 +78,7 @@ def whoami(server: str | None, as_json: bool) -> None:
     \b
     Examples:
       pandaflow whoami https://pandaflow.example.org
+      pandaflow whoami https://pool.site.example:8443 --ca site-ca.pem
     """
     _require_grid()
     from pandaflow.grid.auth.cache import server_address
@@ -81,7 +86,7 @@ def whoami(server: str | None, as_json: bool) -> None:
     from pandaflow.grid.auth.web import get_json
 
     where = server_address(_server(server))
-    found = get_json(f"{where}/api/v1/whoami", find_credentials(where).header())
+    found = get_json(f"{where}/api/v1/whoami", find_credentials(where).header(), ca)
     if as_json:
         echo_json(found)
         return

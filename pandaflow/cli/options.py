@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -45,6 +46,12 @@ def place_option(command: _Command) -> _Command:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+ca_option = click.option(
+    "--ca",
+    type=click.Path(exists=True, path_type=Path),
+    envvar="PANDAFLOW_CA",
+    help="Certificates that the server's is checked by.",
+)
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 executor_option = click.option(
     "--executor",

@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
-from pandaflow.cli.options import store_of, store_option
-from pandaflow.cli.server import ca_option, server_option, stop_with_stdin
+from pandaflow.cli.options import ca_option, store_of, store_option
+from pandaflow.cli.server import server_option, stop_with_stdin
 from pandaflow.core.errors import WorkflowError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,49}")

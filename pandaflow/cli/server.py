@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pandaflow.cli.options import database_of, json_option, store_option
+from pandaflow.cli.options import ca_option, database_of, json_option, store_option
 from pandaflow.cli.output import echo_json, echo_table
 from pandaflow.core.errors import WorkflowError
 
@@ -25,9 +25,6 @@ server_option = click.option(
     envvar="PANDAFLOW_SERVER",
     required=True,
     help="The pool's server; may also be given by PANDAFLOW_SERVER.",
-)
-ca_option = click.option(
-    "--ca", type=_FILE, envvar="PANDAFLOW_CA", help="Certificates that the server's is checked by."
 )
 
 

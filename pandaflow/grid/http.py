@@ -59,9 +59,12 @@ class GridClient(Calls):
             refused.update({int(number): str(why) for number, why in found.items()})
         return refused
 
-    def cancel(self, run: str, bundles: Sequence[int] | None = None) -> int:
-        """Cancel bundles, None: all of the run; return how many were not over."""
-        body = Cancellation(bundles=None if bundles is None else tuple(bundles))
+    def cancel(self, run: str, bundles: Sequence[int] | None = None, *, kill: bool = False) -> int:
+        """Cancel bundles, None: all of the run; return how many were not over.
+
+        Payloads are asked to end before they are killed, but with ``kill`` at once.
+        """
+        body = Cancellation(bundles=None if bundles is None else tuple(bundles), kill=kill)
         path = f"/pool/{word(run)}/cancel"
         told = self.json("POST", path, **sent(body), repeat=True)
         return int(told["cancelled"])
@@ -104,6 +107,8 @@ class GridClient(Calls):
     def events(self, run: str, after: int = 0, seconds: float = 3_600.0) -> Iterator[Outcome]:
         """Yield outcomes of a run as they happen, without acknowledging any.
 
+        Some may be missed which the driver has acknowledged elsewhere: their numbers show it.
+
         Raises
         ------
         SiteError
@@ -111,8 +116,11 @@ class GridClient(Calls):
         """
         path, query = f"/pool/{word(run)}/events", {"after": after, "seconds": seconds}
         with self.stream(path, params=query) as answer:
+            kind = ""
             for line in answer.iter_lines():
-                if line.startswith("data:"):
+                if line.startswith("event:"):
+                    kind = line[6:].strip()
+                elif line.startswith("data:") and kind != "missed":
                     yield parse(Outcome, line[5:].encode())
 
     # --- pilots -------------------------------------------------------------------------

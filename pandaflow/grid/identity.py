@@ -18,6 +18,23 @@ class Forbidden(PandaflowError, PermissionError):
 
 
 @dataclass(frozen=True, slots=True)
+class Bound:
+    """What a pilot's own token is good for, besides being a pilot's.
+
+    Attributes
+    ----------
+    pilot, queue : str
+        The only ones.
+    until : float
+        Seconds since the epoch: none is renewed beyond.
+    """
+
+    pilot: str
+    queue: str
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
 class Actor:
     """An identity that was proved.
 
@@ -31,12 +48,28 @@ class Actor:
         Virtual organisation that they act for; empty only in anonymous mode.
     roles : frozenset of str
         In that VO.
+    bound : Bound or None
+        It was proved by a pilot's own token, which is good for no other pilot.
     """
 
     subject: str
     name: str = ""
     vo: str = ""
     roles: frozenset[str] = field(default_factory=frozenset)
+    bound: Bound | None = None
+
+    def check_bound(self, pilot: str, queue: str | None = None) -> None:
+        """Refuse a pilot that shows another one's token, or comes from another queue.
+
+        Raises
+        ------
+        Forbidden
+        """
+        mine = self.bound
+        if mine and (mine.pilot != pilot or queue not in (None, mine.queue)):
+            raise Forbidden(
+                f"this token is good for pilot {mine.pilot!r} at queue {mine.queue!r} only"
+            )
 
     def require(self, *roles: Role) -> None:
         """Refuse those who have none of these roles.

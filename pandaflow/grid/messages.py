@@ -10,7 +10,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+)
 
 #: Bytes of a work or a reply that travel through the server; more goes by an object store.
 INLINE_BYTES = 1_000_000
@@ -19,8 +26,22 @@ PAYLOAD_BYTES = 16_000_000
 #: Bundles in one call at most.
 BATCH = 1_000
 
+
+def _no_way_up(name: str) -> str:
+    """Refuse what means another place in an address."""
+    if name in (".", ".."):
+        raise ValueError("give a name, not a place")
+    return name
+
+
 Name = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")
+]
+#: A name that is a step of addresses: of a pilot, of a queue.
+Step = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=200, pattern=r"^[^/\x00-\x1f\x7f]+$"),
+    AfterValidator(_no_way_up),
 ]
 Words = Annotated[str, StringConstraints(max_length=10_000)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -28,7 +49,18 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Checksum = Annotated[
     str, StringConstraints(pattern=r"^(adler32:[0-9a-f]{8}|md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$")
 ]
-#: A path below a job's work directory: no way out of it.
+#: Bytes, in JSON as text.
+Blob = Annotated[
+    bytes,
+    WithJsonSchema(
+        {
+            "type": "string",
+            "format": "base64url",
+            "contentEncoding": "base64url",
+            "pattern": "^[A-Za-z0-9_-]*={0,2}$",
+        }
+    ),
+]
 Tags = Annotated[tuple[Name, ...], Field(max_length=50)]
 
 
@@ -56,6 +88,14 @@ class Message(BaseModel):
     )
 
 
+#: Whole numbers as databases keep them: of bundles, attempts, jobs; of rows; bytes.
+Number = Annotated[int, Field(ge=0, lt=2**31)]
+Id = Annotated[int, Field(ge=0, lt=2**63)]
+Bytes = Annotated[int, Field(ge=0, lt=2**63)]
+#: Of processes and exit codes, also of systems that are not ours.
+Code = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+
+
 class Needs(Message):
     """What a bundle needs of the slot that runs it: bundles with equal needs are matched alike.
 
@@ -76,19 +116,23 @@ class Needs(Message):
         What the pilot must have, all of them.
     near : tuple of str
         Queues close to its input: they are served first.
+    avoid : tuple of str
+        Queues whose sites have spoiled it before: they get it only if nobody else takes it for
+        a minute.
     """
 
-    queue: str = Field(default="", max_length=200)
+    queue: Step | Literal[""] = ""
     cores: int = Field(default=1, ge=1, le=100_000)
     gpus: int = Field(default=0, ge=0, le=10_000)
-    memory: int | None = Field(default=None, ge=0)
-    disk: int | None = Field(default=None, ge=0)
+    memory: Bytes | None = None
+    disk: Bytes | None = None
     walltime: float | None = Field(default=None, gt=0)
     python: str = Field(default="", max_length=20)
     pandaflow: str = Field(default="", max_length=100)
     container: str = Field(default="", max_length=1_000)
     tags: Tags = ()
     near: Tags = ()
+    avoid: Tags = ()
 
 
 class InputFile(Message):
@@ -108,7 +152,7 @@ class InputFile(Message):
 
     name: Inside
     replicas: Annotated[tuple[Words, ...], Field(min_length=1, max_length=100)]
-    size: int | None = Field(default=None, ge=0)
+    size: Bytes | None = None
     checksum: Checksum | Literal[""] = ""
 
 
@@ -130,7 +174,7 @@ class CommandJob(Message):
         Files that it must leave in its work directory.
     """
 
-    position: int = Field(ge=0)
+    position: Number
     line: Annotated[str, StringConstraints(min_length=1, max_length=200_000)]
     shell: bool = False
     env: dict[str, str] = Field(default_factory=dict)
@@ -167,14 +211,14 @@ class Bundle(Message):
         URL under which the worker leaves what is too large for a reply; empty: there is none.
     """
 
-    bundle: int = Field(ge=0)
+    bundle: Number
     task: Name
-    jobs: Annotated[tuple[int, ...], Field(min_length=1, max_length=100_000)]
-    attempt: int = Field(default=1, ge=0)
+    jobs: Annotated[tuple[Number, ...], Field(min_length=1, max_length=100_000)]
+    attempt: Number = 1
     priority: int = Field(default=0, ge=-(2**31), lt=2**31)
     needs: Needs = Needs()
     kind: Literal["function", "command"]
-    work: bytes | None = Field(default=None, max_length=2 * INLINE_BYTES)
+    work: Annotated[Blob, Field(max_length=2 * INLINE_BYTES)] | None = None
     code: Digest | Literal[""] = ""
     commands: Annotated[tuple[CommandJob, ...], Field(max_length=10_000)] = ()
     requirements: Annotated[tuple[Name, ...], Field(max_length=200)] = ()
@@ -189,9 +233,19 @@ class Submission(Message):
 
 
 class Cancellation(Message):
-    """Bundles of a run that are no more wanted; None: all of them."""
+    """Bundles of a run that are no more wanted.
 
-    bundles: Annotated[tuple[int, ...], Field(max_length=100_000)] | None = None
+    Attributes
+    ----------
+    bundles : tuple of int or None
+        None: all of them.
+    kill : bool
+        Their payloads are killed at once; else they are asked to end first (SIGTERM), and killed
+        when the pilot's grace is over.
+    """
+
+    bundles: Annotated[tuple[Number, ...], Field(max_length=100_000)] | None = None
+    kill: bool = False
 
 
 class Outcome(Message):
@@ -227,7 +281,7 @@ class Outcome(Message):
     queue: str = ""
     pilot: str = ""
     host: str = ""
-    reply: bytes | None = None
+    reply: Blob | None = None
     results: tuple[JobResult, ...] = ()
     error: Trouble | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
@@ -258,7 +312,7 @@ class Trouble(Message):
     """
 
     source: Literal["pilot", "payload", "server", "site"]
-    code: int
+    code: Code
     kind: Name
     message: Words
 
@@ -292,13 +346,13 @@ class Acquire(Message):
         Seconds that the server may hold the call until there is something.
     """
 
-    pilot: Name
-    queue: Name
+    pilot: Step
+    queue: Step
     host: str = Field(default="", max_length=500)
     cores: int = Field(default=1, ge=0, le=100_000)
     gpus: int = Field(default=0, ge=0, le=10_000)
-    memory: int | None = Field(default=None, ge=0)
-    disk: int | None = Field(default=None, ge=0)
+    memory: Bytes | None = None
+    disk: Bytes | None = None
     walltime: float | None = Field(default=None, ge=0)
     python: str = Field(default="", max_length=20)
     pandaflow: str = Field(default="", max_length=100)
@@ -337,7 +391,7 @@ class Leased(Message):
     attempt: int
     needs: Needs
     kind: Literal["function", "command"]
-    work: bytes | None = None
+    work: Blob | None = None
     code: str = ""
     commands: tuple[CommandJob, ...] = ()
     requirements: tuple[str, ...] = ()
@@ -381,9 +435,9 @@ class OutputFile(Message):
     """
 
     name: Inside
-    size: int = Field(ge=0)
+    size: Bytes
     checksum: Checksum
-    data: bytes | None = None
+    data: Blob | None = None
     url: Words = ""
 
 
@@ -409,13 +463,13 @@ class JobResult(Message):
         As in :class:`Outcome`.
     """
 
-    position: int = Field(ge=0)
-    code: int
+    position: Number
+    code: Code
     began: float
     ended: float
-    out: bytes = b""
-    err: bytes = b""
-    printed: int = 0
+    out: Blob = b""
+    err: Blob = b""
+    printed: Bytes = 0
     files: Annotated[tuple[OutputFile, ...], Field(max_length=10_000)] = ()
     error: Trouble | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
@@ -443,12 +497,12 @@ class Report(Message):
         The end of the payload's log, where it was asked for.
     """
 
-    id: int
+    id: Id
     lease: Name
-    seq: int = Field(ge=1)
+    seq: int = Field(ge=1, lt=2**31)
     state: Literal["running", "ended", "lost"]
     phase: Literal["stagein", "payload", "stageout"] = "payload"
-    reply: bytes | None = Field(default=None, max_length=2 * INLINE_BYTES)
+    reply: Annotated[Blob, Field(max_length=2 * INLINE_BYTES)] | None = None
     results: Annotated[tuple[JobResult, ...], Field(max_length=10_000)] = ()
     error: Trouble | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
@@ -456,10 +510,47 @@ class Report(Message):
 
 
 class PilotUpdate(Message):
-    """A pilot's reports; none of them: only its own heartbeat."""
+    """A pilot's reports; none of them: only its own heartbeat.
 
-    pilot: Name
+    Attributes
+    ----------
+    pilot : str
+    reports : tuple of Report
+    gone : bool
+        The pilot has ended; nothing is heard of it any more.
+    """
+
+    pilot: Step
     reports: Annotated[tuple[Report, ...], Field(max_length=BATCH)] = ()
+    gone: bool = False
+
+
+class TokenRequest(Message):
+    """A pilot's question for a token of its own.
+
+    Attributes
+    ----------
+    pilot, queue : str
+        For which alone it will be good.
+    """
+
+    pilot: Step
+    queue: Step
+
+
+class PilotToken(Message):
+    """A pilot's own token.
+
+    Attributes
+    ----------
+    token : str
+        Nobody else knows it; the server keeps a digest.
+    seconds : float
+        For which it is good. To be renewed before, by the same call.
+    """
+
+    token: str
+    seconds: float
 
 
 #: ``kill``: end the payload now, and report it lost when nothing of it runs any more.

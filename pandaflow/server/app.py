@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pandaflow import __version__
 from pandaflow.core.errors import PandaflowError
-from pandaflow.grid.messages import Acquire, Cancellation, PilotUpdate, Submission
+from pandaflow.grid.messages import Acquire, Cancellation, PilotUpdate, Submission, TokenRequest
 from pandaflow.grid.places import QueueBody
 from pandaflow.grid.runs.messages import Left, Wish
 from pandaflow.server.problems import answer_to
@@ -28,7 +28,17 @@ from pandaflow.server.routes.common import API, PROBLEM
 from pandaflow.server.service import Service
 
 Handler = Callable[[Request], Awaitable[Response]]
-_BODIES = (Acquire, Cancellation, Left, PilotUpdate, QueueBody, Submission, Wish, PROBLEM)
+_BODIES = (
+    Acquire,
+    Cancellation,
+    Left,
+    PilotUpdate,
+    QueueBody,
+    Submission,
+    TokenRequest,
+    Wish,
+    PROBLEM,
+)
 _SECURITY = {
     "bearer": {
         "type": "http",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.types import Scope
@@ -16,6 +17,7 @@ from pandaflow.grid.auth.verify import Authenticator
 from pandaflow.grid.auth.web import VO_HEADER, is_loopback
 from pandaflow.grid.identity import ANYBODY, Actor
 from pandaflow.server.limits import TokenBuckets
+from pandaflow.server.pilot_tokens import Holder, PilotTokens, check_route, own_token
 from pandaflow.server.problems import Refusal
 
 _VO = VO_HEADER.lower().encode()
@@ -36,6 +38,8 @@ class Gate:
         In which an issuer is asked.
     clock : callable
         Seconds since the epoch.
+    holder : callable, optional
+        Tells whose token has a digest, and until when; None: pilots have none of their own.
     """
 
     def __init__(
@@ -44,9 +48,11 @@ class Gate:
         rates: TokenBuckets,
         threads: Executor,
         clock: Callable[[], float] = time.time,
+        holder: Holder | None = None,
     ) -> None:
         self._authenticator, self._rates = authenticator, rates
         self._threads, self._clock = threads, clock
+        self._tokens = PilotTokens(authenticator, holder) if authenticator and holder else None
         self._failures = TokenBuckets(_FAILURE_RATE, _FAILURES)
 
     async def admit(self, scope: Scope) -> Actor:
@@ -68,30 +74,27 @@ class Gate:
         authorization, origin = _header(scope, b"authorization"), _header(scope, _VO)
         if self._authenticator is None:
             check_near(scope)
+            if origin:
+                raise Refusal(403, "this server is anonymous and knows no VOs: leave yours out")
             return ANYBODY
-        chain = client_chain(scope)
-        known = self._authenticator.known(authorization, origin, chain, self._clock())
-        if known is not None:
-            return known
-        return await self._prove(scope, authorization, origin, chain)
+        if self._tokens is not None and (token := own_token(authorization)):
+            check_route(scope["path"])
+            return self._tokens.known(token, self._clock()) or await self._prove(
+                scope, self._tokens.prove, token, self._clock()
+            )
+        chain, judge = client_chain(scope), self._authenticator
+        shown = (authorization, origin, chain, self._clock())
+        return judge.known(*shown) or await self._prove(scope, judge.authenticate, *shown)
 
-    async def _prove(
-        self,
-        scope: Scope,
-        authorization: str | None,
-        origin: str | None,
-        chain: Sequence[bytes] | None,
-    ) -> Actor:
-        assert self._authenticator is not None
+    async def _prove(self, scope: Scope, prove: Callable[..., Actor], *shown: Any) -> Actor:
+        """Return who makes a call, in a thread: an issuer or the database may be asked."""
         address = str((scope.get("client") or ("?",))[0])
         wait = self._failures.empty(address, time.monotonic())
         if wait:
             raise Refusal(429, "too many failed sign-ins from this address", retry=wait)
-        prove, loop = self._authenticator.authenticate, asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(
-                self._threads, prove, authorization, origin, chain, self._clock()
-            )
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, prove, *shown)
         except Unauthenticated:
             self._failures.take(address, time.monotonic())
             raise

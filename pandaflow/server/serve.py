@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
+import signal
 import socket
 import sys
 import tempfile
@@ -92,7 +94,12 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._read_policy)
             self._ready()
+
+    def _read_policy(self) -> None:
+        """Read the policy again: an operator says so (SIGHUP)."""
+        self._reading = asyncio.create_task(self._service.read_policy(always=True))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.wake_all()

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.types import Receive
@@ -31,11 +32,13 @@ from pandaflow.grid.messages import (
     Updated,
 )
 from pandaflow.grid.pool import Pool
+from pandaflow.grid.pool.errors import Refused
 from pandaflow.server.desk import RunDesk
 from pandaflow.server.gate import Gate
 from pandaflow.server.gathering import Gatherer
 from pandaflow.server.limits import Bodies, TokenBuckets
 from pandaflow.server.metrics import Metrics
+from pandaflow.server.policy_file import PolicyFile
 from pandaflow.server.problems import Refusal
 from pandaflow.server.settings import ServerSettings
 from pandaflow.server.waiting import Bell, Leases, RunBells
@@ -43,6 +46,8 @@ from pandaflow.server.waiting import Bell, Leases, RunBells
 Result = TypeVar("Result")
 #: Seconds between two looks for what other instances did.
 LOOK = 1.0
+#: Seconds between two looks at the policy's file.
+POLICY = 5.0
 #: Pilots that are woken at a time: all at once would ask for more than there is.
 _WOKEN = 500
 #: Seconds after which a pilot that waits is asked about again, so that it hears commands that
@@ -82,15 +87,15 @@ class Service:
         clock: Callable[[], float] = time.time,
     ) -> None:
         limits = settings.limits
-        self.pool, self.desk = pool, desk
-        self.settings, self.policy, self.now = settings, policy, clock
+        self.pool, self.desk, self.settings, self.now = pool, desk, settings, clock
         self._threads = ThreadPoolExecutor(_THREADS, "pandaflow-call")
         #: Their own: what people look at may be large, and drivers must not wait for it.
         self._desk_threads = ThreadPoolExecutor(_THREADS, "pandaflow-desk")
         self._pilot_threads = ThreadPoolExecutor(2, "pandaflow-batch")
         self.authenticator = None if policy is None else Authenticator(policy)
+        self.policy_file = PolicyFile(settings.policy, self.authenticator)
         rates = TokenBuckets(limits.rate, limits.burst)
-        self.gate = Gate(self.authenticator, rates, self._threads, clock)
+        self.gate = Gate(self.authenticator, rates, self._threads, clock, pool.token_holder)
         self.bodies = Bodies(limits.held_bytes, limits.body_seconds)
         self.metrics = Metrics()
         gathering: dict[str, Any] = {"seconds": settings.gather_seconds, "bound": limits.waiting}
@@ -109,7 +114,12 @@ class Service:
             asyncio.create_task(self._repeat(self._care, self.settings.care_seconds)),
             asyncio.create_task(self._repeat(self._look, LOOK)),
             asyncio.create_task(self._repeat(self._purge, _PURGE)),
+            asyncio.create_task(self._repeat(self.read_policy, POLICY)),
         ]
+
+    async def read_policy(self, *, always: bool = False) -> None:
+        """Go on with the policy as it is now in its file, if that has changed."""
+        await self.call(partial(self.policy_file.read, always=always))
 
     def wake_all(self) -> None:
         """Answer everybody who waits, and let nobody wait again: the server goes down."""
@@ -160,13 +170,13 @@ class Service:
 
         Raises
         ------
-        Forbidden, Refusal
+        Forbidden, NotThere, Refusal
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + question.wait
         while True:
             answer = await self.acquires.ask((actor, question))
-            if isinstance(answer, Forbidden):
+            if isinstance(answer, PandaflowError):
                 raise answer
             for leased in answer.bundles:
                 self._leases.add(leased.id, leased.run)
@@ -213,9 +223,12 @@ class Service:
         self.work.ring(4 * (len(bundles) - len(refused)))
         return refused
 
-    async def cancel(self, actor: Actor, run: str, bundles: Sequence[int] | None) -> int:
+    async def cancel(
+        self, actor: Actor, run: str, bundles: Sequence[int] | None, *, kill: bool = False
+    ) -> int:
         """Cancel bundles, and wake the run's driver."""
-        count = await self.call(self.pool.cancel, actor, run, bundles, self.now())
+        cancel = partial(self.pool.cancel, kill=kill)
+        count = await self.call(cancel, actor, run, bundles, self.now())
         self.runs.ring([run])
         return count
 
@@ -261,9 +274,7 @@ class Service:
 
     # --- behind the gatherers: in threads -------------------------------------------------
 
-    def _acquire_all(
-        self, asked: Sequence[tuple[Actor, Acquire]]
-    ) -> Sequence[Acquired | Forbidden]:
+    def _acquire_all(self, asked: Sequence[tuple[Actor, Acquire]]) -> Sequence[Acquired | Refused]:
         return self.pool.acquire(asked, self.now())
 
     def _update_all(

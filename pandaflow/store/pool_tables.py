@@ -4,7 +4,7 @@
 * Bundles of equal needs share a row of ``pool_classes``. Their work is in a table of its own, so
   that a change of state, or a heartbeat, does not copy it.
 * A run counts its bundles that are ready and held, and numbers its outcomes.
-* Of a lease only the digest is kept.
+* Of a lease only the digest is kept, and of a pilot's token.
 
 States are small numbers, as in the other tables (``pandaflow.store.schema``): 1 ready, 2 sent,
 3 running, 4 ended, 5 lost, 6 cancelled. ``due`` of a bundle that is not ready is when the pool's
@@ -106,6 +106,7 @@ pool_bundles = sa.Table(
     sa.Column("wish", sa.Text, nullable=False, server_default="", comment="for its pilot"),
     _text("why"),
     sa.Column("start", sa.Double, comment="seconds in which it is to start; while it is held"),
+    sa.Column("soft", sa.Boolean, nullable=False, server_default=sa.false(), comment="may end"),
     sa.CheckConstraint("state BETWEEN 1 AND 6", name="state"),
     sa.CheckConstraint("seq >= 0", name="seq"),
     sa.CheckConstraint(
@@ -202,6 +203,23 @@ pool_pilots = sa.Table(
     sa.Column("since", sa.Double, nullable=False),
     sa.Column("heard", sa.Double, nullable=False),
     _text("command"),
+    sa.Column("gone", sa.Boolean, nullable=False, server_default=sa.false(), comment="it said so"),
     sa.CheckConstraint("command IN ('', 'drain', 'stop')", name="command"),
     postgresql_with=_ROOM,
+)
+
+pool_tokens = sa.Table(
+    "pool_tokens",
+    metadata,
+    sa.Column("digest", sa.Text, primary_key=True, comment="SHA-256: the token is the pilot's"),
+    sa.Column("pilot", sa.Text, nullable=False),
+    sa.Column("queue", sa.Text, nullable=False),
+    sa.Column("vo", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False, comment="whose proof it was made on"),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("expires", sa.Double, nullable=False),
+    sa.Column("until", sa.Double, nullable=False, comment="end of all that are renewed from it"),
+    sa.CheckConstraint("expires <= until", name="until"),
+    sa.Index("ix_pool_tokens_pilot", "pilot"),
+    sa.Index("ix_pool_tokens_expires", "expires"),
 )

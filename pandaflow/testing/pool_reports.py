@@ -289,10 +289,19 @@ class QueueTests(PoolBase):
         mine = {queue.name for queue in pool.queues(scene.user, scene.now)}
         assert scene.queue in mine and other.queue not in mine
 
-    @pytest.mark.parametrize("site", [{"coers": 4}, {"cores": 0}, {"memory": "much"}])
-    def test_a_site_that_is_none(self, scene: Scene, site: dict[str, Any]) -> None:
-        with pytest.raises(WorkflowError, match=scene.queue):
+    @pytest.mark.parametrize(
+        ("site", "words"),
+        [
+            ({"coers": 4}, "unknown field 'coers': did you mean 'cores'?"),
+            ({"colour": "red"}, "unknown field 'colour': a site has"),
+            ({"cores": 0}, ""),
+            ({"memory": "much"}, ""),
+        ],
+    )
+    def test_a_site_that_is_none(self, scene: Scene, site: dict[str, Any], words: str) -> None:
+        with pytest.raises(WorkflowError, match=scene.queue) as caught:
             scene.add_queue(scene.queue, site=site)
+        assert words in str(caught.value) and "__init__" not in str(caught.value)
 
     def test_demand_counts_what_a_queue_may_run(self, scene: Scene, pool: Pool) -> None:
         other = scene.add_queue(f"{scene.queue}-other", site={"cores": 2})

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from pandaflow.grid.identity import Actor, Forbidden, Role
+from pandaflow.grid.identity import Actor, Role
 from pandaflow.grid.messages import (
     Acquire,
     Acquired,
@@ -25,6 +25,7 @@ from pandaflow.grid.messages import (
 )
 from pandaflow.grid.places import QueueBody
 from pandaflow.grid.pool import Pool
+from pandaflow.grid.pool.errors import Refused
 from pandaflow.store.database import Database
 
 T0 = 1_700_000_000.0
@@ -77,7 +78,7 @@ class Scene:
             self.user, self.run, [bundle(n, **fields) for n in numbers], self.now
         )
 
-    def answer(self, pilot: str = "p1", count: int = 1, **fields: Any) -> Acquired | Forbidden:
+    def answer(self, pilot: str = "p1", count: int = 1, **fields: Any) -> Acquired | Refused:
         """Let a pilot ask for work."""
         name = self.called(pilot)
         told = {"pilot": name, "queue": self.queue, "cores": count, "count": count, **fields}

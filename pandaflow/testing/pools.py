@@ -33,6 +33,7 @@ from pandaflow.grid.messages import (
 )
 from pandaflow.grid.pool import NotThere, Pool
 from pandaflow.testing.pool_pace import PaceTests
+from pandaflow.testing.pool_pilots import AvoidTests, EndTests, GoodbyeTests, TokenTests
 from pandaflow.testing.pool_reports import QueueTests, ReportTests
 from pandaflow.testing.pool_scene import (
     HEARTBEAT,
@@ -134,7 +135,7 @@ class _DriverTests(PoolBase):
         scene.submit([1, 2, 3, 4])
         held = scene.ask(count=2)
         cancel = scene.pool.cancel
-        assert cancel(scene.user, scene.run, [1, 3, 77], scene.now) == 2
+        assert cancel(scene.user, scene.run, [1, 3, 77], scene.now, kill=True) == 2
         assert cancel(scene.user, scene.run, [1, 3], scene.now) == 0
         assert scene.numbers(count=9) == [4]
         verdict = scene.report(held[0], 1)
@@ -302,7 +303,8 @@ class _MatchingTests(PoolBase):
 
     def test_who_may_not_ask(self, scene: Scene) -> None:
         nowhere = scene.answer(queue="nowhere")
-        assert isinstance(nowhere, Forbidden) and "no queue 'nowhere'" in str(nowhere)
+        assert isinstance(nowhere, NotThere) and "no queue 'nowhere'" in str(nowhere)
+        assert f"known: {scene.queue}" in str(nowhere)
         ask = Acquire(pilot="p9", queue=scene.queue)
         (refused,) = scene.pool.acquire([(scene.user, ask)], scene.now)
         assert isinstance(refused, Forbidden) and "role pilot" in str(refused)
@@ -410,5 +412,16 @@ class _VisibilityTests(PoolBase):
         assert new == {"ready": 2, "held": 2, "unread": 1, "pilots": 1}
 
 
-class PoolTests(_DriverTests, _MatchingTests, ReportTests, QueueTests, PaceTests, _VisibilityTests):
+class PoolTests(
+    _DriverTests,
+    _MatchingTests,
+    ReportTests,
+    QueueTests,
+    EndTests,
+    GoodbyeTests,
+    AvoidTests,
+    TokenTests,
+    PaceTests,
+    _VisibilityTests,
+):
     """What the pool must do on every database. The subclass brings a fixture ``database``."""

@@ -68,12 +68,17 @@ class PilotProcess:
     def spoil(self) -> None:
         """Take its disk away: from now on it fails whatever it gets, at once."""
         work, deadline = self.folder / "work", time.monotonic() + _PATIENCE
-        while not (work.exists() and any(work.iterdir())):
+        while not any(work.glob("*/code")):  # the last that a pilot makes before it asks
             if time.monotonic() > deadline or self.process.poll() is not None:
                 raise RuntimeError(f"the pilot does not start:\n{self.log}")
             time.sleep(0.02)
         work.rename(self.folder / "gone")
         work.touch()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self.process.poll() is None
 
     def kill(self) -> None:
         """Kill the pilot, not its payloads: as when the system runs out of memory."""

@@ -60,11 +60,31 @@ class ApiError(Exception):
 
 
 class TokenSource:
-    """A token from a file that may change at any time, or from the environment."""
+    """The pilot's own token, or else one from a file that may change, or from the environment.
+
+    Attributes
+    ----------
+    lost : threading.Event
+        Set when the server does not take the pilot's own token any more.
+    """
 
     def __init__(self, path: str) -> None:
         self._path, self._seen, self._token = path, (0, 0), ""
+        self._own, self.lost = "", threading.Event()
         self._lock = threading.Lock()
+
+    def adopt(self, token: str) -> None:
+        """Use a token that the server has made for this pilot."""
+        with self._lock:
+            self._own = token
+
+    def refused(self, token: str) -> None:
+        """Drop the pilot's own token if it was this one; read the file again, even unchanged."""
+        with self._lock:
+            self._seen = (0, 0)
+            if token and token == self._own:
+                self._own = ""
+                self.lost.set()
 
     def read(self) -> str:
         """Return the token; empty: there is none.
@@ -74,6 +94,8 @@ class TokenSource:
         ApiError
             Its file cannot be read.
         """
+        if self._own:
+            return self._own
         if not self._path:
             return os.environ.get(TOKEN_VARIABLE, "").strip()
         with self._lock:
@@ -86,11 +108,6 @@ class TokenSource:
             except (OSError, UnicodeDecodeError) as error:
                 raise ApiError(f"the token cannot be read: {error}") from None
             return self._token
-
-    def forget(self) -> None:
-        """Read the file again, even if it does not look changed."""
-        with self._lock:
-            self._seen = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -148,6 +165,8 @@ class Api:
     Parameters
     ----------
     server : Server
+    tokens : TokenSource, optional
+        Shared with others; default: one of its own.
 
     Raises
     ------
@@ -157,9 +176,9 @@ class Api:
         A PEM file is no good.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, tokens: TokenSource | None = None) -> None:
         self._place, self._timeout = _place(server.url), server.timeout
-        self._token = TokenSource(server.token_file)
+        self._token = tokens or TokenSource(server.token_file)
         self._context = tls_context(server) if self._place.secure else None
         self._idle: list[http.client.HTTPConnection] = []
         self._busy: set[http.client.HTTPConnection] = set()
@@ -277,22 +296,11 @@ class Api:
         if response.length or (response.chunked and not response.isclosed() and response.read(1)):
             raise http.client.HTTPException("the server's answer was cut, or is too large")
         self._keep(connection, response.will_close)
-        if response.status >= 300:
-            raise self._problem(response, answer)
-        return answer
-
-    def _problem(self, response: http.client.HTTPResponse, answer: bytes) -> ApiError:
         if response.status == 401:
-            self._token.forget()
-        detail = response.reason
-        with suppress(ValueError, AttributeError):
-            problem = json.loads(answer)
-            detail = str(problem.get("detail") or problem.get("title") or detail)
-        retry_after = 0.0
-        with suppress(ValueError):
-            retry_after = float(response.headers.get("Retry-After") or 0.0)
-        message = f"{response.status}: {' '.join(detail.split())[:500]}"
-        return ApiError(message, status=response.status, retry_after=min(retry_after, 300.0))
+            self._token.refused(headers.get("Authorization", "").partition(" ")[2])
+        if response.status >= 300:
+            raise _problem(response, answer)
+        return answer
 
     # --- connections ---
 
@@ -331,6 +339,19 @@ class Api:
         with self._lock:
             self._busy.discard(connection)
         connection.close()
+
+
+def _problem(response: http.client.HTTPResponse, answer: bytes) -> ApiError:
+    """Return what an answer other than 2xx says."""
+    detail = response.reason
+    with suppress(ValueError, AttributeError):
+        problem = json.loads(answer)
+        detail = str(problem.get("detail") or problem.get("title") or detail)
+    retry_after = 0.0
+    with suppress(ValueError):
+        retry_after = float(response.headers.get("Retry-After") or 0.0)
+    message = f"{response.status}: {' '.join(detail.split())[:500]}"
+    return ApiError(message, status=response.status, retry_after=min(retry_after, 300.0))
 
 
 def _cut(connection: http.client.HTTPConnection) -> None:

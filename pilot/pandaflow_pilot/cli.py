@@ -1,6 +1,6 @@
 """``pandaflow-pilot``: its options, and how it ends.
 
-Exit codes: 0 done; 1 the server has turned the pilot away; 2 the options are no good here.
+Exit codes: 0 done; 2 the options are no good here; 3 the server has turned the pilot away.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NoReturn
 from pandaflow_pilot import __version__, log
 from pandaflow_pilot.codes import PilotError
 from pandaflow_pilot.containers import RUNTIMES
-from pandaflow_pilot.pilot import Pilot
+from pandaflow_pilot.pilot import EXIT_REFUSED, Pilot
 from pandaflow_pilot.settings import RSE_VARIABLE, Node, Patience, Server, Settings
 
 EXIT_USAGE = 2
@@ -40,8 +40,8 @@ examples:
         --server https://pool.example.org --queue SITE_A --rse SITE_A_DISK,SITE_A_CACHE
 
 SIGTERM: take no more bundles, end when those that run have ended. Once more: end now.
-The token may also be in the variable PANDAFLOW_TOKEN. exit codes: 0 done, 1 turned away by
-the server, 2 wrong options.
+The token may also be in the variable PANDAFLOW_TOKEN. exit codes: 0 done, 2 wrong options,
+3 turned away by the server (the last line on stderr says why).
 """
 
 
@@ -52,6 +52,13 @@ def parse_size(text: str) -> int:
     if unit not in _SIZES:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write 500MB or 2GiB")
     return int(number * _SIZES[unit])
+
+
+def parse_name(text: str) -> str:
+    """Parse a name of a pilot or a queue, which is part of addresses."""
+    if text and ("/" in text or not text.isprintable() or text in (".", "..") or len(text) > 200):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name: leave out slashes")
+    return text
 
 
 def parse_time(text: str) -> float:
@@ -100,8 +107,15 @@ def parser(prog: str = "pandaflow-pilot") -> argparse.ArgumentParser:
 def _add_server(found: argparse.ArgumentParser) -> None:
     group = found.add_argument_group("server")
     group.add_argument("--server", required=True, metavar="URL", help="where the pool is")
-    group.add_argument("--queue", required=True, metavar="NAME", help="queue to work for")
-    group.add_argument("--name", default="", help="of this pilot (default: host and a random word)")
+    group.add_argument(
+        "--queue", required=True, type=parse_name, metavar="NAME", help="queue to work for"
+    )
+    group.add_argument(
+        "--name",
+        default="",
+        type=parse_name,
+        help="of this pilot (default: host and a random word)",
+    )
     group.add_argument("--token-file", default="", metavar="FILE", help="read again when changed")
     group.add_argument("--ca", default="", metavar="FILE", help="PEM: whom to trust")
     group.add_argument("--cert", default="", metavar="FILE", help="PEM: certificate of the pilot")
@@ -240,4 +254,6 @@ def main(arguments: Sequence[str] | None = None, prog: str = "pandaflow-pilot") 
         sys.stderr.write(f"{prog}: {error}\n")
         sys.exit(EXIT_USAGE)
     sys.stdout.write(f"{prog} {settings.name}: {pilot.tally.line()}\n")
+    if status == EXIT_REFUSED:
+        sys.stderr.write(f"{prog}: the server has turned this pilot away: {pilot.refusal}\n")
     sys.exit(status)

@@ -152,6 +152,19 @@ def parse_verdicts(body: Any) -> tuple[tuple[Verdict, ...], frozenset[str]]:
     return verdicts, _words(body, "commands")
 
 
+def parse_token(body: Any) -> tuple[str, float]:
+    """Parse a token of the pilot's own: itself, and the seconds for which it is good.
+
+    Raises
+    ------
+    PilotError
+    """
+    token, seconds = _field(body, "token", str), _field(body, "seconds", float)
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise PilotError("protocol", "the server sent a token that is none")
+    return token, seconds
+
+
 def parse_lease(item: Any) -> Lease:
     """Parse a bundle.
 

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from pandaflow_pilot import containers, pythons
-from pandaflow_pilot.api import LEASE_HEADER, Api, ApiError, Pauses
+from pandaflow_pilot.api import LEASE_HEADER, Api, ApiError, Pauses, TokenSource
 from pandaflow_pilot.bundles import BundleRun, Site
 from pandaflow_pilot.codes import PilotError
 from pandaflow_pilot.leases import Answer, Lease, parse_answer
@@ -25,6 +25,7 @@ from pandaflow_pilot.reports import Held, Reporter
 from pandaflow_pilot.rucio import Rucio
 from pandaflow_pilot.settings import Settings
 from pandaflow_pilot.slots import Slot, Slots
+from pandaflow_pilot.tokens import Renewer
 from pandaflow_pilot.workdir import WorkDir, end_guard, start_guard
 
 #: Seconds that the server may hold a question: of an idle pilot, and of one that will soon have
@@ -32,8 +33,10 @@ from pandaflow_pilot.workdir import WorkDir, end_guard, start_guard
 _WAIT_IDLE, _WAIT_BUSY = 20.0, 1.0
 #: Seconds between two looks at the clock.
 _TICK = 0.2
-#: Exit codes.
-EXIT_DONE, EXIT_REFUSED = 0, 1
+#: Exit codes: 1 is Python's own.
+EXIT_DONE, EXIT_FAILED, EXIT_REFUSED = 0, 1, 3
+#: Seconds that a goodbye may take.
+_GOODBYE = 3.0
 
 
 @dataclass
@@ -70,9 +73,13 @@ class Pilot:
 
     def __init__(self, settings: Settings) -> None:
         self._settings, self.tally = settings, Tally()
+        #: Why the server does not want this pilot; empty: it does.
+        self.refusal = ""
         self._began = time.monotonic()
         # Asking has connections of its own: they are cut when no more work is wanted.
-        self._api, self._asking = Api(settings.server), Api(settings.server)
+        self._tokens = TokenSource(settings.server.token_file)
+        self._api = Api(settings.server, self._tokens)
+        self._asking = Api(settings.server, self._tokens)
         self._python = pythons.find(settings.python)
         self._runtimes = containers.working(settings.runtime)
         self._slots = Slots(settings.node)
@@ -106,6 +113,7 @@ class Pilot:
         self._reporter = Reporter(
             self._api, settings.name, settings.patience.beat, self._on_command
         )
+        self._renewer = Renewer(self._api, self._tokens, settings)
         asking = threading.Thread(target=self._ask, name="acquire", daemon=True)
         asking.start()
         try:
@@ -137,7 +145,7 @@ class Pilot:
         if self._stopping.is_set():
             return True
         if not asking.is_alive() and not self._draining.is_set():
-            self._status = EXIT_REFUSED
+            self._status = EXIT_FAILED
             self._drain("it cannot ask for work any more")
         if not self._draining.is_set() or (asking.is_alive() and not self._asking.closed):
             return False  # an answer may be on its way, with work that nobody else would get
@@ -155,11 +163,19 @@ class Pilot:
         if self._runs:
             self._worked = now
         elif patience.idle is not None and now - self._worked > patience.idle:
-            self._drain("nothing came for a while", cut=False)
+            self._drain_idle()
         left = self._left()
         if left is not None and left <= 0:
             self._drain("its time is up")
             self._lose(PilotError("time_up", "the pilot's time is up"))
+
+    def _drain_idle(self) -> None:
+        """End for want of work: nobody shall think that there was none if it was refused."""
+        if self.refusal:
+            self._status = EXIT_REFUSED
+            self._drain("the server does not want this pilot")
+        else:
+            self._drain("nothing came for a while", cut=False)
 
     def _left(self) -> float | None:
         """Return the seconds for which bundles may still run."""
@@ -185,6 +201,9 @@ class Pilot:
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         self._reporter.flush(max(1.0, deadline - time.monotonic()))
+        self._renewer.close()
+        if not self.refusal:
+            self._reporter.goodbye(_GOODBYE)
         self._api.close()
         self._reporter.close()
 
@@ -222,7 +241,7 @@ class Pilot:
             self._room.clear()
             try:
                 pause = self._asked(body)
-                refused_since = 0.0
+                refused_since, self.refusal = 0.0, ""
                 pauses.reset()
             except ApiError as error:
                 refused_since = self._turned_away(error, refused_since)
@@ -284,6 +303,7 @@ class Pilot:
         if self._draining.is_set():
             return since  # we have cut it ourselves
         LOGGER.warning("no work can be asked for (%s)", error)
+        self.refusal = str(error) if error.refused else ""
         if not error.refused:
             return 0.0
         if since and now - since > self._settings.patience.refused:

@@ -161,6 +161,14 @@ class Reporter:
             time.sleep(0.02)
         return not self.pending()
 
+    def goodbye(self, seconds: float) -> None:
+        """Say that the pilot has ended, once: a server that does not hear it finds out later."""
+        body = {"pilot": self._pilot, "reports": [], "gone": True}
+        try:
+            self._api.post("/pilot/update", body, timeout=seconds)
+        except ApiError as error:
+            LOGGER.debug("the server did not hear that the pilot ends: %s", error)
+
     def close(self) -> None:
         """Say nothing more; the connections must have been closed."""
         self._over.set()
@@ -292,7 +300,8 @@ class Reporter:
         if "kill" in commands:
             self._kill(held)
         elif "soft_kill" in commands and held.subject is not None:
-            LOGGER.info("bundle %d: asked to end by the server", held.id)
+            if not held.subject.control.soft:
+                LOGGER.info("bundle %d: asked to end by the server", held.id)
             held.subject.control.ask_to_end()
         if "tail" in commands:
             held.tail = held.urgent = True
@@ -300,8 +309,8 @@ class Reporter:
 
     def _kill(self, held: Held) -> None:
         """End it; the last report tells the server that nothing of it runs any more."""
-        LOGGER.info("bundle %d: killed by the server", held.id)
-        if held.subject is not None:
+        if held.subject is not None and not held.subject.control.hard:
+            LOGGER.info("bundle %d: killed by the server", held.id)
             held.subject.control.lose(PilotError("cancelled", "the server wants it no more"))
 
     def _drop(self, held: Held) -> None:

@@ -162,6 +162,19 @@ def test_events_are_seen_without_acknowledging_them(client: GridClient) -> None:
     assert later == []
 
 
+def test_what_a_watcher_has_missed_is_told(grid_server: GridServer, client: GridClient) -> None:
+    client.submit("run", [bundle(n) for n in range(4)])
+    work_off(client)
+    heard = fetch(client, "run", lambda found: sum(o.kind == "ended" for o in found) == 4)
+    client.outcomes("run", after=heard[1].seq)  # the driver has those up to it
+    events = f"{grid_server.url}/api/v1/runs/run/events?seconds=0"
+    text = httpx.get(events, timeout=PATIENCE).text
+    assert f'event: missed\ndata: {{"first":1,"last":{heard[1].seq}}}' in text
+    last = heard[-1].seq
+    rest = [one.seq for one in client.events("run", seconds=0)]
+    assert rest and rest[-1] == last and rest[0] > heard[1].seq
+
+
 def test_logs_come_from_the_pilot_that_holds_the_bundle(client: GridClient) -> None:
     client.submit("run", [bundle(1)])
     (got,) = client.acquire(question()).bundles

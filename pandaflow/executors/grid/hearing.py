@@ -9,6 +9,7 @@ from pandaflow.core.bundle import BundleSpec
 from pandaflow.core.errors import DataError
 from pandaflow.core.events import BundleEnded
 from pandaflow.data.results import ResultStore
+from pandaflow.executors.grid.avoiding import Avoided
 from pandaflow.executors.grid.commands import failure, said
 from pandaflow.executors.grid.sending import Sent
 from pandaflow.executors.remote import wire
@@ -28,17 +29,23 @@ class Hearing:
     account : Account
     data : str
         Folder or URL for what the run's pilots leave besides; empty: there is none.
+    avoided : Avoided, optional
+        Is told what sites have spoiled.
     """
 
-    def __init__(self, account: Account[Sent], data: str = "") -> None:
+    def __init__(
+        self, account: Account[Sent], data: str = "", avoided: Avoided | None = None
+    ) -> None:
         self._account, self._data = account, data
+        self._avoided = avoided or Avoided()
 
     def hear(self, outcome: Outcome) -> None:
         """Take an outcome; those of bundles that nobody waits for are left alone."""
         flight = self._account.flights.get(outcome.bundle)
         if flight is None or outcome.attempt != flight.spec.attempt:
             return
-        worker = f"{outcome.host}/{outcome.pilot}" if outcome.host else outcome.pilot
+        self._avoided.note(flight.spec, outcome)
+        worker = f"{outcome.queue}/{outcome.pilot}"
         try:
             if outcome.kind == "started":
                 self._account.started(flight, outcome.at, worker, outcome.queue)

@@ -15,6 +15,7 @@ from pandaflow.core.bundle import BundleSpec
 from pandaflow.core.errors import DataError, PandaflowError, SiteError, WorkflowError
 from pandaflow.core.model import File
 from pandaflow.data.plain import NotPlain
+from pandaflow.executors.grid.avoiding import Avoided
 from pandaflow.executors.grid.commands import Commands, local_name, prepare
 from pandaflow.executors.grid.settings import GridSettings
 from pandaflow.executors.outcome import JobFailed
@@ -60,6 +61,8 @@ class Sender:
     run : str
     note : callable
         Notes bundles for the next driver.
+    avoided : Avoided, optional
+        Knows what sites have spoiled.
     """
 
     def __init__(
@@ -69,7 +72,9 @@ class Sender:
         settings: GridSettings,
         run: str,
         note: Callable[[Sequence[Sent]], None],
+        avoided: Avoided | None = None,
     ) -> None:
+        self._avoided = avoided or Avoided()
         self._account, self._client, self._note = account, client, note
         self._settings, self._run = settings, run
         self._put: set[str] = set()
@@ -222,6 +227,7 @@ class Sender:
             container=spec.container,
             tags=settings.tags,
             near=settings.near,
+            avoid=() if settings.queue else self._avoided.queues(spec),
         )
 
     # --- what is too large --------------------------------------------------------------

@@ -21,6 +21,7 @@ from pandaflow.core.errors import SiteError
 from pandaflow.core.events import SlotsChanged
 from pandaflow.data.results import ResultStore
 from pandaflow.executors.grid import names
+from pandaflow.executors.grid.avoiding import Avoided
 from pandaflow.executors.grid.commands import Commands
 from pandaflow.executors.grid.hearing import Hearing
 from pandaflow.executors.grid.sending import Sender, Sent
@@ -80,13 +81,14 @@ class GridSession:
             self._release_name()
             raise
         self._account: Account[Sent] = Account(store, report)
+        avoided = Avoided()
         self._journal = Journal(store, "grid" + self._run.removeprefix(run_id))
-        self._sender = Sender(self._account, self._client, settings, self._run, self._note)
-        self._hearing = Hearing(self._account, self._sender.data)
+        self._sender = Sender(self._account, self._client, settings, self._run, self._note, avoided)
+        self._hearing = Hearing(self._account, self._sender.data, avoided)
         self._send_at, self._delay = 0.0, _BACK_OFF_S[0]
         self._view = View()
         #: Whether pilots may still run something that was cancelled.
-        self._stopping = False
+        self._stopping = self._kill = False
         #: Whether what is in the pool stays there, for a later session.
         self._staying = False
         self._over = threading.Event()
@@ -115,7 +117,7 @@ class GridSession:
         return adopted
 
     def cancel(self, bundles: Sequence[int]) -> None:
-        """Take bundles out of the pool, and have pilots end those that run."""
+        """Take bundles out of the pool; pilots ask those that run to end, then kill them."""
         self._orders.put("cancel", list(bundles))
 
     def release(self, bundles: Sequence[int]) -> None:
@@ -123,6 +125,7 @@ class GridSession:
 
     def close(self, *, kill: bool = False) -> None:
         """Cancel all that is left, and wait until pilots have let go of it, for a while."""
+        self._kill = kill
         self._orders.close()
         self._release_name()
 
@@ -246,7 +249,7 @@ class GridSession:
         if self._staying:
             return
         if self._account.drop(list(self._account.flights)) or self._stopping:
-            self._try(lambda: self._client.cancel(self._run, None))
+            self._try(lambda: self._client.cancel(self._run, None, kill=self._kill))
             self._await_pilots()
         self._try(lambda: self._client.forget_run(self._run))
         self._sender.clear()
@@ -275,6 +278,9 @@ class GridSession:
     def _give_up(self, reason: str, untaken: Sequence[Assignment]) -> None:
         self._over.set()
         self._report(SlotsChanged(time.time(), "", 0, reason))
+        if any(each.noted or each.out for each in self._account.flights.values()):
+            # Nobody will ask what becomes of them in the pool.
+            self._stopping = self._try(lambda: self._client.cancel(self._run, None))
         for flight in list(self._account.flights.values()):
             self._account.tell(refused(flight.spec, reason))
         for given in untaken:

@@ -206,9 +206,17 @@ class Identity:
 
 
 class Deny(_Table):
-    """Subjects that are refused, whatever the rules say."""
+    """Who is refused, whatever the rules say.
+
+    Attributes
+    ----------
+    subjects : tuple of str
+    pilots : tuple of str
+        Names of pilots whose own tokens are.
+    """
 
     subjects: tuple[_Word, ...] = ()
+    pilots: tuple[_Word, ...] = ()
 
 
 class Policy(_Table):

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -93,14 +94,20 @@ class Device:
     lifetime: float
 
 
-def find_offers(server: str) -> tuple[Offer, ...]:
+def find_offers(server: str, ca: Path | None = None) -> tuple[Offer, ...]:
     """Ask a server where its people sign in.
+
+    Parameters
+    ----------
+    server : str
+    ca : Path, optional
+        Certificates that the server's is checked with, PEM; default: the system's.
 
     Raises
     ------
     BadAnswer, IssuerUnavailable, UnsafeAddress
     """
-    answer = get_json(f"{server_address(server)}/api/v1/auth")
+    answer = get_json(f"{server_address(server)}/api/v1/auth", ca=ca)
     try:
         return Offers.model_validate(answer).issuers
     except ValidationError:

@@ -97,6 +97,11 @@ class Authenticator:
             self._trust = _prepare(policy, self._trust.keys)
             self._proofs = {}
 
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self._trust.policy
+
     def offers(self) -> dict[str, list[dict[str, Any]]]:
         """Return where people sign in: the answer to ``GET /api/v1/auth``."""
         return self._trust.policy.offers()
@@ -117,7 +122,7 @@ class Authenticator:
         Forbidden
             As :meth:`authenticate`.
         """
-        token = _bearer(authorization)
+        token = bearer(authorization)
         proof = self._proofs.get(_key(token, certificate)) if token or certificate else None
         if proof is None or not proof.stands(now) or (proof.keys and proof.keys.due(now)):
             return None
@@ -152,7 +157,7 @@ class Authenticator:
         IssuerUnavailable
             The issuer's keys cannot be had: nobody can tell (503).
         """
-        token = _bearer(authorization)
+        token = bearer(authorization)
         if not token and not certificate:
             _refuse_silence(authorization)
         key = _key(token, certificate)
@@ -187,7 +192,8 @@ def _prepare(policy: Policy, keys: Mapping[str, KeySet]) -> _Trust:
     return _Trust(policy, issuers, sets, frozenset(policy.deny.subjects))
 
 
-def _bearer(authorization: str | None) -> str:
+def bearer(authorization: str | None) -> str:
+    """Return the token of a header ``Authorization``; empty: it shows none."""
     scheme, _, token = (authorization or "").strip().partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 

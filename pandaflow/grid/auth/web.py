@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import ssl
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -62,18 +64,28 @@ def safe(url: str) -> str:
     raise UnsafeAddress(f"{plain(url)}: give an address that begins with https://")
 
 
-def get_json(url: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+def get_json(
+    url: str, headers: Mapping[str, str] | None = None, ca: Path | None = None
+) -> dict[str, Any]:
     """Return the JSON object at an address.
+
+    Parameters
+    ----------
+    url : str
+    headers : mapping of str to str, optional
+    ca : Path, optional
+        Certificates that the server's is checked with, PEM; default: the system's.
 
     Raises
     ------
     UnsafeAddress
+        Also where the certificates cannot be used.
     IssuerUnavailable
         No answer, or not now (5xx, 429).
     BadAnswer
         An answer, but no JSON object.
     """
-    status, body = _ask("GET", url, headers=headers)
+    status, body = _ask("GET", url, headers=headers, ca=ca)
     if status != 200:
         said = body.get("detail") or body.get("title")  # RFC 9457
         raise BadAnswer(
@@ -102,12 +114,14 @@ def _ask(
     headers: Mapping[str, str] | None = None,
     form: Form | None = None,
     auth: tuple[str, Secret] | None = None,
+    ca: Path | None = None,
 ) -> tuple[int, dict[str, Any]]:
     safe(url)
+    trust = _trust(ca)
     request = {"accept": "application/json", **(headers or {})}
     try:
         with (
-            httpx.Client(timeout=PATIENCE, follow_redirects=False) as client,
+            httpx.Client(timeout=PATIENCE, follow_redirects=False, verify=trust) as client,
             client.stream(
                 method, url, headers=request, data=_open(form), auth=_opened(auth)
             ) as answer,
@@ -120,6 +134,15 @@ def _ask(
     if answer.status_code == 429 or answer.status_code >= 500:
         raise IssuerUnavailable(f"{plain(url)} answered with {answer.status_code}: try again later")
     return answer.status_code, _parse(body, url, answer.status_code)
+
+
+def _trust(ca: Path | None) -> ssl.SSLContext | bool:
+    if ca is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise UnsafeAddress(f"{ca} cannot be used to check the server: {error}") from error
 
 
 # Secrets are opened on their way out: a traceback with variables would show them.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pandaflow.grid.messages import Trouble
-from pandaflow.grid.pool import circuits, holdings
+from pandaflow.grid.pool import circuits, holdings, tokens
 from pandaflow.grid.pool.circuit import Circuit
 from pandaflow.grid.pool.holdings import COLUMNS, KEPT, LET_GO, Body, Happening, Holding, News
 from pandaflow.grid.pool.session import Session, updating, writing
@@ -52,6 +52,7 @@ def care(database: Database, now: float) -> dict[str, int]:
         counts["probing"] = _probe(session, now)
     with writing(database) as session:
         counts["pilots"] = session.run(_AWAY, since=now - DAY)
+        tokens.purge(session, now)
     with writing(database) as session:
         counts["classes"] = session.run(_IDLE, since=now - DAY)
         gone = [no for (no,) in session.rows("SELECT no FROM pool_runs WHERE gone")]

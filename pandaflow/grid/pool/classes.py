@@ -23,6 +23,10 @@ _ADD = inserting(
     f"WHERE pool_classes.used < excluded.used - {_FRESH}",
 )
 
+_USE = """
+    UPDATE pool_classes SET used = :now WHERE no IN (
+        SELECT no FROM pool_classes WHERE digest AMONG :digests[text] ORDER BY no {lock})"""
+
 
 def enter(session: Session, vo: str, needs: Iterable[Needs], now: float) -> dict[Needs, int]:
     """Return the numbers of classes; those that were not there are made."""
@@ -36,6 +40,9 @@ def enter(session: Session, vo: str, needs: Iterable[Needs], now: float) -> dict
     # do not wait for each other.
     rows = [(vo, digests[each], text, now) for each, text in texts.items()]
     session.many(_ADD, sorted(row for row in rows if row[1] not in known))
+    avoiding = [digests[each] for each in digests if each.avoid]
+    if avoiding:  # counts by the second: see leasing.AVOIDED
+        session.run(_USE, now=now, digests=avoiding)
     numbers = {digest: no for digest, no, _ in session.rows(_FIND, digests=wanted)}
     return {each: numbers[digest] for each, digest in digests.items()}
 

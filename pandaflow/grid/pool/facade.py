@@ -5,19 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pandaflow.grid.identity import Actor, Forbidden
+from pandaflow.grid.identity import Actor
 from pandaflow.grid.messages import (
     Acquire,
     Acquired,
     Bundle,
     Outcomes,
     PilotCommand,
+    PilotToken,
     PilotUpdate,
     Updated,
 )
 from pandaflow.grid.places import Demand, Queue, QueueBody
-from pandaflow.grid.pool import care, demand, intake, leasing, logs, people, queues, reports
+from pandaflow.grid.pool import (
+    care,
+    demand,
+    intake,
+    leasing,
+    logs,
+    people,
+    queues,
+    reports,
+    tokens,
+)
 from pandaflow.grid.pool.classes import Classes
+from pandaflow.grid.pool.errors import Refused
 from pandaflow.grid.pool.session import reading, writing
 from pandaflow.store.database import Database
 
@@ -127,14 +139,25 @@ class Pool:
         with writing(self._database) as session:
             return intake.submit(session, actor, run, bundles, now)
 
-    def cancel(self, actor: Actor, run: str, bundles: Sequence[int] | None, now: float) -> int:
+    def cancel(
+        self,
+        actor: Actor,
+        run: str,
+        bundles: Sequence[int] | None,
+        now: float,
+        *,
+        kill: bool = False,
+    ) -> int:
         """Cancel bundles that are not over, by number; None: all of the run. Return how many.
+
+        Their payloads are asked to end, and are killed when the pilot's grace is over; with
+        ``kill`` at once, also those that were asked before.
 
         Raises
         ------
         NotThere, Forbidden
         """
-        return intake.cancel(self._database, actor, run, bundles, now)
+        return intake.cancel(self._database, actor, run, bundles, now, kill=kill)
 
     def outcomes(self, actor: Actor, run: str, after: int, limit: int, now: float) -> Outcomes:
         """Return what happened after outcome number ``after``, and forget what came before.
@@ -149,7 +172,7 @@ class Pool:
 
     def acquire(
         self, asked: Sequence[tuple[Actor, Acquire]], now: float
-    ) -> list[Acquired | Forbidden]:
+    ) -> list[Acquired | Refused]:
         """Give bundles to pilots, each to one, in one transaction; answers in order of asking."""
         with writing(self._database) as session:
             return leasing.acquire(session, self._classes, asked, now)
@@ -170,6 +193,21 @@ class Pool:
         """
         with writing(self._database) as session:
             logs.put(session, self._classes, actor, (id, lease, text), now)
+
+    def issue_token(self, actor: Actor, pilot: str, queue: str, now: float) -> PilotToken:
+        """Give a pilot a token of its own; one that it has is good for some minutes more.
+
+        Raises
+        ------
+        Forbidden, NotThere
+        """
+        with writing(self._database) as session:
+            return tokens.issue(session, actor, pilot, queue, now)
+
+    def token_holder(self, digest: str, now: float) -> tuple[Actor, float] | None:
+        """Return whose token has a SHA-256, and when it expires; None: nobody's, or it has."""
+        with reading(self._database) as session:
+            return tokens.holder(session, digest, now)
 
     # --- care ---------------------------------------------------------------------------
 

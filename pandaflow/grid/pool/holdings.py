@@ -40,7 +40,7 @@ LET_GO = "let go"
 
 _FIELDS = (
     *("id", "run", "bundle", "attempt", "class", "state", "queue", "pilot", "host", "lease"),
-    *("seq", "heartbeat", "due", "heard", "wish", "why", "start"),
+    *("seq", "heartbeat", "due", "heard", "wish", "why", "start", "soft"),
 )
 #: Columns of :class:`Holding`, for a SELECT.
 COLUMNS = ", ".join(_FIELDS)
@@ -98,6 +98,7 @@ class Holding:
     wish: str
     why: str
     start: float | None
+    soft: bool
 
     @property
     def deadline(self) -> float:

@@ -29,7 +29,11 @@ _ADD = inserting(
     conflict="ON CONFLICT (run, bundle, attempt) DO NOTHING RETURNING bundle, attempt, id",
 )
 _WORK = inserting(pool_work, "id", "body")
-_CANCEL = updating(pool_bundles, "id", "state", "due", "wish", "start")
+_CANCEL = updating(pool_bundles, "id", "state", "due", "wish", "start", "soft")
+_HURRY = """
+    UPDATE pool_bundles SET soft = false
+    WHERE id IN (
+        SELECT id FROM pool_bundles WHERE id AMONG :ids[bigint] AND soft ORDER BY id {lock})"""
 #: OFFSET 0 makes PostgreSQL look each of them up: else it may read all bundles of the run.
 _THERE = {
     "sqlite": "SELECT id FROM pool_bundles WHERE run = :run AND bundle AMONG :numbers[integer]",
@@ -215,7 +219,13 @@ def _names(names: Iterable[str]) -> str:
 
 
 def cancel(
-    database: Database, actor: Actor, run: str, bundles: Sequence[int] | None, now: float
+    database: Database,
+    actor: Actor,
+    run: str,
+    bundles: Sequence[int] | None,
+    now: float,
+    *,
+    kill: bool,
 ) -> int:
     """Cancel bundles; return how many were not over.
 
@@ -236,6 +246,8 @@ def cancel(
             rows = session.rows(_LIVE, ids=sorted(ids)) if ids else []
             if rows:
                 _cancel(session, found.no, rows, now)
+            if kill and ids:  # also those that were asked to end before
+                session.run(_HURRY, ids=sorted(ids))
         total += len(rows)
         if numbers is None and len(ids) < PAGE:
             break
@@ -247,9 +259,9 @@ def _cancel(session: Session, no: int, rows: list[tuple[int, int, float]], now: 
     session.many(
         _CANCEL,
         [
-            (CANCELLED, now + KEPT, "", None, id)
+            (CANCELLED, now + KEPT, "", None, False, id)
             if state == READY
-            else (CANCELLED, now + heartbeat, LET_GO, None, id)
+            else (CANCELLED, now + heartbeat, LET_GO, None, True, id)
             for id, state, heartbeat in rows
         ],
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import ceil
@@ -14,9 +14,10 @@ from pandaflow.grid.messages import INLINE_BYTES, Acquire, Acquired, Leased, Pil
 from pandaflow.grid.pool import accounts, pilots, queues
 from pandaflow.grid.pool.accounts import Change
 from pandaflow.grid.pool.classes import Classes
+from pandaflow.grid.pool.errors import Refused
 from pandaflow.grid.pool.matching import Kind, More, Ready, Shelf, serve, suits
 from pandaflow.grid.pool.pilots import Pilot
-from pandaflow.grid.pool.queues import Place
+from pandaflow.grid.pool.queues import Place, missing
 from pandaflow.grid.pool.session import Session, updating
 from pandaflow.store.pool_tables import SENT, pool_bundles
 
@@ -25,8 +26,11 @@ RETRY, RETRY_HELD = 5.0, 30.0
 #: Bundles of a class that are looked at beyond its share of what is asked for.
 _SPARE = 4
 
+#: Seconds for which others may take what a queue has spoiled, before it gets it again.
+AVOIDED = 60.0
+
 _CLASSES = """
-    SELECT no FROM pool_classes AS c WHERE vo AMONG :vos[text] AND EXISTS (
+    SELECT no, used FROM pool_classes AS c WHERE vo AMONG :vos[text] AND EXISTS (
         SELECT 1 FROM pool_bundles AS b WHERE b.class = c.no AND b.due IS NULL)"""
 _MORE = """
     SELECT rank, id, run FROM pool_bundles
@@ -56,14 +60,16 @@ class _Question:
     ask: Acquire
     place: Place | None = None
     pilot: Pilot | None = None
-    refused: Forbidden | None = None
+    refused: Refused | None = None
     given: list[Ready] = field(default_factory=list)
     free: int = 0
 
     @property
     def count(self) -> int:
         """How many it may have."""
-        if self.refused or self.place is None or (self.pilot and self.pilot.command):
+        if self.refused or self.place is None:
+            return 0
+        if self.pilot and (self.pilot.command or self.pilot.gone):
             return 0
         if self.place.circuit.state == "probing":
             return 1 if self.place.circuit.probe is None else 0
@@ -77,7 +83,7 @@ def digest(lease: str) -> str:
 
 def acquire(
     session: Session, classes: Classes, asked: Sequence[tuple[Actor, Acquire]], now: float
-) -> list[Acquired | Forbidden]:
+) -> list[Acquired | Refused]:
     """Answer questions for work; see :meth:`pandaflow.grid.pool.Pool.acquire`."""
     questions = [_Question(actor, ask, free=ask.cores) for actor, ask in asked]
     with session.together():
@@ -87,22 +93,24 @@ def acquire(
     known, there = pilots.seen(looked), queues.seen(found)
     for each in questions:
         each.pilot, each.place = known.get(each.ask.pilot), there.get(each.ask.queue)
-        each.refused = _refusal(each)
-    kinds = classes.get(session, [no for (no,) in stocked.rows])
-    _match(session, kinds, [each for each in questions if each.count])
+        each.refused = _refusal(session, each)
+    used = dict(stocked.rows)
+    fresh = {no for no, at in used.items() if now - at < AVOIDED}
+    kinds = classes.get(session, used)
+    _match(session, kinds, [each for each in questions if each.count], fresh)
     news = _news(questions, now)
     _claim_probes(session, [each for each in questions if each.given], news)
     return _give(session, questions, news, now)
 
 
-def _refusal(question: _Question) -> Forbidden | None:
+def _refusal(session: Session, question: _Question) -> Refused | None:
     actor, ask, place = question.actor, question.ask, question.place
     try:
         actor.require("pilot")
     except Forbidden as refused:
         return refused
     if place is None:
-        return Forbidden(f"there is no queue {ask.queue!r}: an operator makes them")
+        return missing(session, actor.vo, ask.queue)
     if not place.serves(actor.vo):
         return Forbidden(f"queue {ask.queue!r} runs nothing of VO {actor.vo!r}")
     if question.pilot and (question.pilot.vo, question.pilot.subject) != (actor.vo, actor.subject):
@@ -113,11 +121,13 @@ def _refusal(question: _Question) -> Forbidden | None:
 # --- matching ---------------------------------------------------------------------------
 
 
-def _match(session: Session, found: dict[int, Kind], questions: Sequence[_Question]) -> None:
+def _match(
+    session: Session, found: dict[int, Kind], questions: Sequence[_Question], fresh: Container[int]
+) -> None:
     """Decide who gets what; the rows are locked."""
     if not questions or not found:
         return
-    suiting = [_suiting(each, found.values()) for each in questions]
+    suiting = [_suiting(each, found.values(), fresh) for each in questions]
     shelves = _shelves(session, found, questions, suiting)
     for each, numbers in zip(questions, suiting, strict=True):
         assert each.place is not None
@@ -127,10 +137,13 @@ def _match(session: Session, found: dict[int, Kind], questions: Sequence[_Questi
         each.place.probed |= each.place.circuit.state == "probing" and bool(each.given)
 
 
-def _suiting(question: _Question, kinds: Iterable[Kind]) -> list[int]:
+def _suiting(question: _Question, kinds: Iterable[Kind], fresh: Container[int]) -> list[int]:
+    """Return the classes that a pilot could run; ``fresh``: others may take these first."""
     assert question.place is not None
-    tags = frozenset(question.ask.tags) | frozenset(question.place.body.tags)
-    return [kind.no for kind in kinds if suits(kind, question.actor.vo, question.ask, tags)]
+    ask, vo = question.ask, question.actor.vo
+    tags = frozenset(ask.tags) | frozenset(question.place.body.tags)
+    fit = [kind for kind in kinds if suits(kind, vo, ask, tags)]
+    return [each.no for each in fit if not (each.no in fresh and ask.queue in each.needs.avoid)]
 
 
 def _shelves(
@@ -207,7 +220,7 @@ def _claim_probes(session: Session, questions: Sequence[_Question], news: Sequen
 
 def _give(
     session: Session, questions: Sequence[_Question], news: Sequence[Pilot], now: float
-) -> list[Acquired | Forbidden]:
+) -> list[Acquired | Refused]:
     leases = {ready.id: token_urlsafe(16) for each in questions for ready in each.given}
     rows = [
         _lease_row(each, ready.id, digest(leases[ready.id]), now)
@@ -256,7 +269,7 @@ def _answer(
     work: dict[int, str],
     runs: dict[int, str],
     now: float,
-) -> Acquired | Forbidden:
+) -> Acquired | Refused:
     if question.refused:
         return question.refused
     assert question.place is not None
@@ -307,7 +320,7 @@ def _news(questions: Sequence[_Question], now: float) -> list[Pilot]:
             heard=now,
         )
         for each in questions
-        if not each.refused
+        if not each.refused and not (each.pilot and each.pilot.gone)
     }
     before = {each.ask.pilot: each.pilot for each in questions}
     return [pilot for name, pilot in seen.items() if pilots.is_news(before[name], pilot)]

@@ -28,7 +28,7 @@ _BUNDLES = """
 #: Of those that pilots hold: by an index of their own.
 _HELD_ONES, _ANY_ONES = _BUNDLES.format(" AND start IS NOT NULL"), _BUNDLES.format("")
 _PILOTS = """
-    SELECT name, queue, host, since, heard, free, command FROM pool_pilots
+    SELECT name, queue, host, since, heard, free, command, gone FROM pool_pilots
     WHERE vo = :vo AND (queue = :queue OR :queue = '') ORDER BY heard DESC, name"""
 _HELD = """
     SELECT pilot, count(*) FROM pool_bundles WHERE start IS NOT NULL GROUP BY pilot"""
@@ -60,14 +60,14 @@ def bundles(
 
 def pilots(session: Session, actor: Actor, now: float, queue: str = "") -> list[dict[str, Any]]:
     """Return the pilots of an actor's VO, of one queue or of all."""
-    names = ("pilot", "queue", "host", "since", "heard", "free", "command")
+    names = ("pilot", "queue", "host", "since", "heard", "free", "command", "gone")
     patience = {name: place.body.heartbeat for name, place in places(session).items()}
     held = dict(session.rows(_HELD))
     told = []
     for row in session.rows(_PILOTS, vo=actor.vo, queue=queue):
         each = dict(zip(names, row, strict=True))
         ago = max(0.0, now - each["heard"])
-        alive = ago <= max(ALIVE, patience.get(each["queue"], ALIVE))
+        alive = not each.pop("gone") and ago <= max(ALIVE, patience.get(each["queue"], ALIVE))
         told.append({**each, "ago": ago, "running": held.get(each["pilot"], 0), "alive": alive})
     return told
 
@@ -91,7 +91,8 @@ def load(session: Session) -> dict[str, int]:
         "coalesce(sum(seq - acked), 0) FROM pool_runs WHERE NOT gone"
     )
     counts = {name: int(value) for name, value in zip(names, sums[0], strict=True)}
-    counts["pilots"] = int(session.rows("SELECT count(*) FROM pool_pilots")[0][0])
+    there = session.rows("SELECT count(*) FROM pool_pilots WHERE NOT gone")
+    counts["pilots"] = int(there[0][0])
     states = dict(session.rows("SELECT state, count(*) FROM pool_queues GROUP BY state"))
     queues = {f"queues_{s}": states.get(s, 0) for s in ("open", "held", "probing", "closed")}
     return counts | queues
@@ -145,7 +146,7 @@ def fits(place: Place, needs: Needs) -> bool:
 def _no_pilot(session: Session, vo: str, names: list[str], needs: Needs, now: float) -> str:
     row = session.one(
         "SELECT count(*) FROM pool_pilots "
-        "WHERE vo = :vo AND heard >= :since AND queue AMONG :names[text]",
+        "WHERE vo = :vo AND heard >= :since AND NOT gone AND queue AMONG :names[text]",
         vo=vo,
         since=now - ALIVE,
         names=names,

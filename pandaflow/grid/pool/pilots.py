@@ -15,7 +15,7 @@ FRESH = 10.0
 ALIVE = 60.0
 
 _LOOK = """
-    SELECT name, vo, subject, queue, host, free, heard, command FROM pool_pilots
+    SELECT name, vo, subject, queue, host, free, heard, command, gone FROM pool_pilots
     WHERE name AMONG :names[text]"""
 _LOCK = "SELECT name FROM pool_pilots WHERE name AMONG :names[text] ORDER BY name {lock}"
 _SAVE = inserting(
@@ -26,11 +26,12 @@ _SAVE = inserting(
     "WHERE pool_pilots.vo = excluded.vo AND pool_pilots.subject = excluded.subject",
 )
 _HEARD = updating(pool_pilots, "name", "heard")
+_LEAVE = updating(pool_pilots, "name", "heard", "free", "gone")
 
 
 @dataclass(frozen=True, slots=True)
 class Pilot:
-    """A pilot's row; ``free``: cores after its last question."""
+    """A pilot's row; ``free``: cores after its last question, ``gone``: it said goodbye."""
 
     name: str
     vo: str
@@ -40,6 +41,7 @@ class Pilot:
     free: int
     heard: float
     command: Literal["", "drain", "stop"] = ""
+    gone: bool = False
 
 
 def look(session: Session, names: Iterable[str]) -> Later:
@@ -71,3 +73,12 @@ def hear(session: Session, telling: Iterable[Pilot], now: float) -> None:
     if late:
         session.later(_LOCK, names=late)
         session.many(_HEARD, [(now, name) for name in late])
+
+
+def leave(session: Session, seen: Iterable[Pilot], now: float) -> None:
+    """Note that pilots have said goodbye; their tokens are worth nothing any more."""
+    names = sorted({pilot.name for pilot in seen})
+    if names:
+        locked = session.rows(_LOCK, names=names)
+        session.many(_LEAVE, [(now, 0, True, name) for (name,) in locked])
+        session.run("DELETE FROM pool_tokens WHERE pilot AMONG :names[text]", names=names)

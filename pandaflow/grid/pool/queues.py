@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
@@ -65,13 +66,25 @@ def _body(text: str) -> QueueBody:
     return QueueBody.model_validate_json(text)
 
 
+def missing(session: Session, vo: str, name: str) -> NotThere:
+    """Return what is said of a queue that is not there to those who name it."""
+    known = sorted(each.name for each in places(session).values() if each.serves(vo))
+    more = f" and {len(known) - 10} more" if len(known) > 10 else ""
+    told = f"known: {', '.join(known[:10])}{more}" if known else "an operator makes queues"
+    return NotThere(f"there is no queue {name!r}; {told}")
+
+
 def _site(name: str, body: QueueBody) -> Site:
     fields: dict[str, Any] = dict(body.site)
+    known = sorted(set(Site.__slots__) - {"name"})
+    for field in sorted(set(fields) - set(known)):
+        close = get_close_matches(field, known, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"a site has {', '.join(known)}"
+        raise WorkflowError(f"queue {name!r}: unknown field {field!r}: {hint}")
     try:
         return Site(name, **fields)
     except TypeError as error:
-        known = ", ".join(sorted(set(Site.__slots__) - {"name"}))
-        raise WorkflowError(f"queue {name!r}: a site has {known} ({error})") from None
+        raise WorkflowError(f"queue {name!r}: a field is of the wrong kind ({error})") from None
 
 
 # --- looking ----------------------------------------------------------------------------
@@ -81,7 +94,7 @@ def listed(session: Session, actor: Actor, now: float) -> list[Queue]:
     """Return the queues that an actor may see."""
     seen = [place for place in places(session).values() if place.serves(actor.vo)]
     running = dict(session.rows(_RUNNING))
-    heard = session.rows("SELECT queue, heard FROM pool_pilots")
+    heard = session.rows("SELECT queue, heard FROM pool_pilots WHERE NOT gone")
     return [_told(place, running, heard, now) for place in seen]
 
 

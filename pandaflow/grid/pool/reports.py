@@ -55,6 +55,12 @@ def update(
     answers = [_answer(desk, actor, each, known.get(each.pilot)) for actor, each in told]
     own = [known[each.pilot] for actor, each in told if _is_own(actor, known.get(each.pilot))]
     _write(session, desk, own, circuits.seen(breakers) if breakers else {})
+    gone = [
+        known[each.pilot]
+        for actor, each in told
+        if each.gone and _is_own(actor, known.get(each.pilot))
+    ]
+    pilots.leave(session, gone, now)
     return answers
 
 
@@ -106,7 +112,7 @@ def _judge(desk: _Desk, actor: Actor, pilot: str, report: Report) -> Verdict:
         return _no(report, _foreign(row, pilot), "kill")
     if row.let_go and report.state != "running":
         return _lets_go(desk, row, report)
-    if not row.held:
+    if not row.held and not (row.let_go and row.soft):
         return _after_its_end(row, report)
     if report.seq <= row.seq:
         return _no(report, f"report {report.seq} is late: report {row.seq} was here before")
@@ -150,6 +156,10 @@ def _accept(desk: _Desk, row: Holding, report: Report) -> Verdict:
     row.seq, row.heard = report.seq, desk.now
     if report.tail:
         desk.tails.append((row, report.tail))
+    if row.let_go:  # its payload may end by itself, for as long as the pilot's grace is
+        row.due = desk.now + row.heartbeat
+        desk.news.changed[row.id] = row
+        return Verdict(id=report.id, accepted=True, commands=("soft_kill",))
     if report.state == "running":
         return _runs(desk, row, report)
     row.state, row.due, row.wish = _OVER[report.state], desk.now + KEPT, ""

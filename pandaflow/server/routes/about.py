@@ -48,7 +48,8 @@ async def whoami(actor: Caller) -> Identity:
 @router.get("/auth")
 async def auth(service: Server) -> dict[str, Any]:
     """Tell where people sign in; for everybody."""
-    return {"issuers": []} if service.policy is None else dict(service.policy.offers())
+    judge = service.authenticator
+    return {"issuers": []} if judge is None else dict(judge.offers())
 
 
 @router.get(

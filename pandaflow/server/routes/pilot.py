@@ -10,7 +10,14 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from pandaflow.grid.messages import Acquire, Acquired, PilotUpdate, Updated
+from pandaflow.grid.messages import (
+    Acquire,
+    Acquired,
+    PilotToken,
+    PilotUpdate,
+    TokenRequest,
+    Updated,
+)
 from pandaflow.server.problems import Refusal
 from pandaflow.server.routes.common import (
     API,
@@ -40,7 +47,7 @@ _UPDATE = {"pilot": "cern-0042", "reports": [{"id": 7, "lease": "w", "seq": 1, "
 @router.post(
     "/acquire",
     response_model=Acquired,
-    responses=refusals(*WITH_BODY),
+    responses=refusals(404, *WITH_BODY),
     openapi_extra=reads(Acquire, _ACQUIRE),
 )
 async def acquire(request: Request) -> Response:
@@ -48,6 +55,7 @@ async def acquire(request: Request) -> Response:
     service, actor = service_of(request), await actor_of(request)
     actor.require("pilot")
     question = await read_body(service, request, Acquire, SMALL)
+    actor.check_bound(question.pilot, question.queue)
     return message(await service.acquire(actor, question, request.receive))
 
 
@@ -62,11 +70,30 @@ async def update(request: Request) -> Response:
     service, actor = service_of(request), await actor_of(request)
     actor.require("pilot")
     told = await read_body(service, request, PilotUpdate, LARGE)
+    actor.check_bound(told.pilot)
     return message(await service.update(actor, told))
 
 
 #: What is called most often goes past the router.
 HOT = {("POST", f"{API}/pilot/acquire"): acquire, ("POST", f"{API}/pilot/update"): update}
+
+
+@router.post(
+    "/token",
+    response_model=PilotToken,
+    responses=refusals(404, 409, *WITH_BODY),
+    openapi_extra=reads(TokenRequest, {"pilot": "cern-0042", "queue": "CERN"}),
+)
+async def token(request: Request, service: Server, actor: Caller) -> Response:
+    """Get a token of the pilot's own, or renew it: it is good for this pilot and queue only."""
+    actor.require("pilot")
+    if service.authenticator is None:
+        raise Refusal(409, "this server is anonymous: pilots need no tokens here")
+    asked = await read_body(service, request, TokenRequest, SMALL)
+    pool = service.pool
+    return message(
+        await service.call(pool.issue_token, actor, asked.pilot, asked.queue, service.now())
+    )
 
 
 @router.get(

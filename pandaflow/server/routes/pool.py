@@ -130,7 +130,8 @@ async def submit(request: Request, service: Server, actor: Caller, run: RunName)
 async def cancel(request: Request, service: Server, actor: Caller, run: RunName) -> Response:
     """Cancel bundles; pilots that hold them hear it with their next report."""
     body = await read_body(service, request, Cancellation, MIDDLE)
-    return _json(Cancelled(cancelled=await service.cancel(actor, run, body.bundles)))
+    count = await service.cancel(actor, run, body.bundles, kill=body.kill)
+    return _json(Cancelled(cancelled=count))
 
 
 @router.get("/{run}/outcomes", response_model=Outcomes, responses=refusals(404))

@@ -33,6 +33,8 @@ from pandaflow.store.database import Database
 
 ROOT = Path(__file__).resolve().parents[3]
 RUN, QUEUE = "run-1", "site"
+#: Runs pilots; another one shows that they run under the oldest Python, too.
+PYTHON = os.environ.get("PILOT_PYTHON", sys.executable)
 #: Answers a request instead of the pool; returns whether it did.
 Fault = Callable[["Handler", str], bool]
 
@@ -92,6 +94,9 @@ class PoolFront:
         self.faults: list[Fault] = []
         self.heard: list[tuple[str, dict[str, str]]] = []
         self.logs: dict[int, str] = {}
+        #: Seconds for which pilots' own tokens are good; 0: there are none.
+        self.token_seconds = 0.0
+        self.tokens: list[str] = []
         self._server: Front | None = None
         self._port = 0
         self._bundles = 0
@@ -129,12 +134,21 @@ class PoolFront:
             told = PilotUpdate.model_validate_json(body)
             (updated,) = self.pool.update([(ANYBODY, told)], now)
             return 200, updated.model_dump_json(exclude_defaults=True).encode()
+        if route == "/pilot/token":
+            return self._token(json.loads(body), now)
         parts = [unquote(part) for part in route.strip("/").split("/")]
         if parts[1] == "payloads":
             return 200, self.pool.payload(ANYBODY, parts[2], parts[3]), "application/octet-stream"
         lease = handler.headers["X-Pandaflow-Lease"]
         self.pool.put_log(ANYBODY, int(parts[2]), lease, body.decode(), now)
         return 204, b""
+
+    def _token(self, asked: dict[str, str], now: float) -> tuple[Any, ...]:
+        if not self.token_seconds:
+            return 404, b'{"detail": "there is no such address"}'
+        made = self.pool.issue_token(ANYBODY, asked["pilot"], asked["queue"], now)
+        self.tokens.append(made.token)
+        return 200, dumped({"token": made.token, "seconds": self.token_seconds})
 
     def _acquire(self, question: Acquire) -> str:
         deadline = time.time() + min(question.wait, 1.0)
@@ -207,8 +221,10 @@ class PilotProcess:
         path = os.pathsep.join([str(ROOT), str(ROOT / "pilot")])
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "pandaflow_pilot", "--server", url, "--queue", QUEUE),
-                *("--workdir", str(workdir), "--grace", "1s", *options),
+                *(PYTHON, "-m", "pandaflow_pilot", "--server", url, "--queue", QUEUE),
+                *("--workdir", str(workdir), "--grace", "1s"),
+                *([] if PYTHON == sys.executable else ["--python", sys.executable]),
+                *options,
             ],
             env={**os.environ, "PYTHONPATH": path, **env},
             stdout=subprocess.PIPE,

@@ -208,9 +208,75 @@ def test_a_new_token_is_read_and_a_pilot_that_stays_refused_ends(front, start_pi
     assert pilot.wait() == 0
     front.faults[:] = [stays(lambda handler, route: handler.answer(403, b"{}") or True)]
     refused = start_pilot("--token-file", str(token), "--patience", "1s")
-    assert refused.wait() == 1
+    assert refused.wait() == 3
     assert "does not want this pilot" in refused.err
+    assert refused.err.splitlines()[-1].endswith("turned this pilot away: 403: Forbidden")
     assert "new" not in refused.err.replace("renew", "")
+
+
+def test_a_refused_pilot_does_not_say_that_nothing_came(front, start_pilot):
+    front.faults[:] = [
+        stays(lambda handler, route: handler.answer(403, b'{"detail": "no"}') or True)
+    ]
+    pilot = start_pilot("--idle", "1s")
+    assert pilot.wait() == 3
+    assert pilot.err.splitlines()[-1].endswith("turned this pilot away: 403: no")
+    assert "nothing came" not in pilot.err
+
+
+def test_a_token_of_the_pilot_s_own_is_used_and_renewed(front, start_pilot, tmp_path, eventually):
+    token = tmp_path / "token"
+    token.write_text("bootstrap\n")
+    front.token_seconds = 2.0
+    pilot = start_pilot("--token-file", str(token), "--log-level", "debug")
+    eventually(lambda: len(front.tokens) >= 3)
+    shown = [headers.get("Authorization") for route, headers in list(front.heard)]
+    asked = [
+        headers.get("Authorization")
+        for route, headers in list(front.heard)
+        if route == "/pilot/token"
+    ]
+    assert asked[0] == "Bearer bootstrap"
+    assert asked[1:3] == [f"Bearer {each}" for each in front.tokens[:2]]
+    token.unlink()  # it need not stay
+    bundle = front.submit("env; echo here")
+    out = front.result_of(bundle).out
+    assert b"here" in out
+    pilot.close()
+    assert shown.count("Bearer bootstrap") <= 3
+    for each in front.tokens:
+        assert each not in pilot.err and each.encode() not in out
+
+
+def test_a_pilot_whose_own_token_is_refused_shows_what_it_was_started_with(
+    front, start_pilot, tmp_path, eventually
+):
+    token = tmp_path / "token"
+    token.write_text("bootstrap\n")
+    front.token_seconds = 3_600.0
+    start_pilot("--token-file", str(token))
+    eventually(lambda: front.tokens)
+    first = front.tokens[0]
+
+    def withdrawn(handler, route):
+        if handler.headers["Authorization"] != f"Bearer {first}":
+            return False
+        handler.answer(401, b'{"detail": "withdrawn"}')
+        return True
+
+    front.faults[:] = [stays(withdrawn)]
+    eventually(lambda: len(front.tokens) >= 2)
+    bundle = front.submit("echo here")
+    assert front.result_of(bundle).out == b"here\n"
+
+
+def test_a_line_is_said_once_a_minute(front, start_pilot):
+    front.faults[:] = [
+        stays(lambda handler, route: handler.answer(503, b'{"detail": "busy"}') or True)
+    ]
+    pilot = start_pilot("--idle", "3s")
+    assert pilot.wait() == 0
+    assert pilot.err.count("no work can be asked for (503: busy)") == 1
 
 
 def test_a_killed_payload_is_told(front, start_pilot, tmp_path, eventually):

@@ -89,7 +89,7 @@ def test_a_cancelled_bundle_is_killed_and_not_reported(front, start_pilot, tmp_p
     bundle = front.submit(f"echo $$ > {pid}; sleep 60")
     pilot = start_pilot()
     eventually(lambda: pid.exists() and pid.read_text())
-    assert front.pool.cancel(ANYBODY, RUN, [bundle], time.time()) == 1
+    assert front.pool.cancel(ANYBODY, RUN, [bundle], time.time(), kill=True) == 1
     eventually(lambda: not alive(pid))
     eventually(lambda: len(pilot.folders) == 1 and not any(
         name.startswith("bundle") for name in os.listdir(pilot.workdir / pilot.folders[0])
@@ -97,6 +97,33 @@ def test_a_cancelled_bundle_is_killed_and_not_reported(front, start_pilot, tmp_p
     after = front.submit("echo on")
     assert front.result_of(after).out == b"on\n"
     assert [one for one in front.outcomes() if one.bundle == bundle and one.kind == "ended"] == []
+
+
+def test_a_cancelled_payload_is_asked_to_end_and_then_killed(
+    front, start_pilot, tmp_path, eventually
+):
+    """What listens to SIGTERM tidies up; what does not is killed after the grace."""
+    front.heartbeat(1.5)
+    tidy, deaf, left = (tmp_path / name for name in ("tidy", "deaf", "left"))
+    lines = (
+        f"trap 'echo saved > {left}; echo bye; exit 0' TERM; echo $$ > {tidy}; "
+        "while :; do sleep 0.05; done",
+        f"trap '' TERM; echo $$ > {deaf}; while :; do sleep 0.05; done",
+    )
+    bundles = [front.submit(line) for line in lines]
+    pilot = start_pilot("--grace", "2s")
+    for path in (tidy, deaf):
+        eventually(lambda path=path: path.exists() and path.read_text())
+    assert front.pool.cancel(ANYBODY, RUN, bundles, time.time()) == 2
+    eventually(lambda: not alive(tidy))
+    assert left.read_text() == "saved\n"
+    eventually(lambda: not alive(deaf))
+    eventually(lambda: front.pool.runs(ANYBODY)[0]["held"] == 0)
+    assert [one for one in front.outcomes() if one.kind != "started"] == []
+    after = front.submit("echo on")
+    assert front.result_of(after).out == b"on\n"
+    pilot.close()
+    assert pilot.err.count("asked to end by the server") == 2, "once for each, not each second"
 
 
 def test_the_end_of_a_log_is_sent_when_asked_for(front, start_pilot, eventually):
@@ -155,6 +182,14 @@ def test_a_pilot_ends_when_nothing_comes(start_pilot):
     pilot = start_pilot("--idle", "1s")
     assert pilot.wait() == 0
     assert "0 bundles" in pilot.out and pilot.folders == []
+
+
+def test_a_pilot_that_ends_says_goodbye(front, start_pilot, eventually):
+    pilot = start_pilot("--idle", "1s")
+    assert pilot.wait() == 0
+    (row,) = front.pool.pilots(ANYBODY, time.time())
+    assert row["alive"] is False
+    assert front.pool.queue(ANYBODY, "site", time.time()).pilots == 0
 
 
 def says(front, *commands, accepted=True):

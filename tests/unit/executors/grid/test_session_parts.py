@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from pandaflow.executors.remote.journal import Journal
 from pandaflow.grid.auth.credentials import Nobody
 from pandaflow.grid.http import GridClient
 from pandaflow.grid.messages import (
+    PAYLOAD_BYTES,
     Acquire,
     JobResult,
     Leased,
@@ -243,7 +246,7 @@ def test_a_start_is_told_once_with_the_place(ear: Any) -> None:
     books = ear()
     (event,) = books.hear("started", host="n1")
     assert isinstance(event, BundleStarted)
-    assert (event.at, event.worker, event.site) == (5.0, "n1/p", "A")
+    assert (event.at, event.worker, event.site) == (5.0, "A/p", "A")
     assert books.hear("started") == []
 
 
@@ -375,6 +378,42 @@ def test_the_next_session_waits_only_for_what_it_has_not_heard(
         finally:
             session.close()
         assert client.runs() == []
+
+
+def test_a_session_that_gives_up_takes_its_bundles_back(
+    server: GridServer, make: Any, tmp_path: Path
+) -> None:
+    """The server will never take the second one's code: no driver would ask for the first."""
+    settings = make_settings(server.url, {"credentials": Nobody(), "wait": 0.1})
+    events: list[Event] = []
+    with server.client() as client:
+        client.put_queue("here", QueueBody())
+        session = GridSession(settings, "run-1", str(tmp_path), events.append)
+        try:
+            session.submit([make(1, "true", [1])])
+            _until(lambda: client.bundle_rows("run-1", "ready"))
+            (leased,) = client.acquire(Acquire(pilot="p1", queue="here")).bundles
+            huge = make(2, payloads.double, [2])
+            session.submit([replace(huge, code=os.urandom(PAYLOAD_BYTES + 1))])
+            _until(lambda: client.bundle_rows("run-1", "cancelled"))
+            report = Report(id=leased.id, lease=leased.lease, seq=1, state="running")
+            (verdict,) = client.update(PilotUpdate(pilot="p1", reports=(report,))).verdicts
+            assert verdict.commands == ("soft_kill",), "it may tidy up"
+            ended = Report(id=leased.id, lease=leased.lease, seq=2, state="lost")
+            client.update(PilotUpdate(pilot="p1", reports=(ended,)))
+            _until(lambda: not client.runs())
+        finally:
+            session.close()
+    ends = {each.bundle: each for each in events if isinstance(each, BundleEnded)}
+    assert set(ends) == {1, 2}
+    assert not any(failure.charged for end in ends.values() for failure in end.failures.values())
+
+
+def _until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
