@@ -72,8 +72,9 @@ INTRO = """\
 
 **Beta**: it may still change. This page is written from the server's OpenAPI document by
 `docs/make_api.py`. Do not edit it: change `pandaflow/server/routes`, `pandaflow/grid/messages.py`
-or `pandaflow/grid/runs/messages.py` and run the script. A running server has the document itself at `/api/v1/openapi.json`, and a page
-to try it out at `/api/v1/docs` (which loads its scripts from the Internet).
+or `pandaflow/grid/runs/messages.py` and run the script. A running server has the document itself at
+`/api/v1/openapi.json`, and a page to try it out at `/api/v1/docs` (which loads its scripts from the
+Internet).
 
 Bodies are JSON unless said otherwise. Unknown fields are refused, bytes are base64 of the URL-safe
 alphabet, times are seconds since the epoch, sizes bytes. Answers leave out fields that have their
