@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,6 +29,13 @@ def doubles(n: int = 3):
     return double(pf.items(list(range(n))))
 
 
+def eventually(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.05)
+
+
 @pytest.mark.postgres
 def test_a_run_left_at_one_server_is_seen_and_steered_at_the_other(
     postgres: PostgresServer, tmp_path: Path
@@ -37,7 +46,7 @@ def test_a_run_left_at_one_server_is_seen_and_steered_at_the_other(
         there = pf.attach(run.id, store=other.url)
         there.pause()
         driving = pf.resume(run.id, store=url, executor="threads")
-        assert run.status == "paused"
+        eventually(lambda: run.status == "paused")
         there.resume()
         assert run.wait(PATIENCE) == "done"
         driving.wait(PATIENCE)
