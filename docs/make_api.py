@@ -15,6 +15,7 @@ from typing import Any
 from pandaflow.grid import messages, places
 from pandaflow.grid.messages import BATCH, INLINE_BYTES, PAYLOAD_BYTES
 from pandaflow.grid.pool import Pool
+from pandaflow.grid.runs.messages import MOST_ITEMS
 from pandaflow.server.app import make_app
 from pandaflow.server.desk import RunDesk
 from pandaflow.server.routes.common import LARGE, MIDDLE, SMALL
@@ -70,10 +71,10 @@ INTRO = """\
 # The server's interface
 
 **Beta**: it may still change. This page is written from the server's OpenAPI document by
-`docs/make_api.py`. Do not edit it: change `pandaflow/server/routes`, `pandaflow/grid/messages.py`
-or `pandaflow/grid/places.py` and run the script. A running server has the document itself at
-`/api/v1/openapi.json`, and a page to try it out at `/api/v1/docs` (which loads its scripts from the
-Internet).
+`docs/make_api.py`. Do not edit it: change `pandaflow/server/routes`, `pandaflow/grid/messages.py`,
+`pandaflow/grid/places.py` or `pandaflow/grid/runs/messages.py` and run the script. A running server
+has the document itself at `/api/v1/openapi.json`, and a page to try it out at `/api/v1/docs` (which
+loads its scripts from the Internet).
 
 Bodies are JSON unless said otherwise. Unknown fields are refused, bytes are base64 of the URL-safe
 alphabet, times are seconds since the epoch, sizes bytes. Answers leave out fields that have their
@@ -180,7 +181,12 @@ def _limits() -> Iterator[str]:
         "a submission, a pilot's reports": f"{LARGE:,} bytes",
         "bundles in one submission, reports in one update": f"{BATCH:,}",
         "the work or the reply of a bundle of functions": f"{INLINE_BYTES:,} bytes, packed",
-        "a run's payload": f"{PAYLOAD_BYTES:,} bytes",
+        "a run's payload in the pool": f"{PAYLOAD_BYTES:,} bytes",
+        "one blob of a run that is left": f"{own.blob_bytes:,} bytes",
+        "all blobs of a run that is left": f"{own.upload_bytes:,} bytes, {own.upload_files:,} of "
+        "them",
+        "its specification": f"{own.spec_bytes:,} bytes, {MOST_ITEMS:,} items of a source",
+        "the part of a log that is shown": "the last 1,000,000 bytes of each attempt",
         "all bodies in memory": f"{own.held_bytes:,} bytes, else 503",
         "requests of one identity (`--rate`)": f"{own.rate:,.0f} a second, {own.burst:,.0f} at "
         "once, else 429",
@@ -210,6 +216,11 @@ def _message(name: str, schema: Json) -> Iterator[str]:
     wanted = schema.get("required", ())
     yield f"### {name}\n"
     yield prose + "\n"
+    if "oneOf" in schema:
+        yield f"One of {', '.join(map(_kind, schema['oneOf']))}; `kind` says which.\n"
+        return
+    if "properties" not in schema:
+        return
     yield "| field | kind | meaning |"
     yield "|---|---|---|"
     for field, kind in schema["properties"].items():

@@ -10,10 +10,12 @@ import httpx
 import pytest
 from cryptography import x509
 
+import pandaflow as pf
 from pandaflow.core.errors import SiteError
 from pandaflow.grid.auth.credentials import BearerToken, Nobody
 from pandaflow.grid.auth.secret import Secret
 from pandaflow.grid.http import GridClient
+from pandaflow.store.spec import dump_workflow
 from pandaflow.testing.grid import GridServer
 from tests.acceptance.authority import Authority
 
@@ -137,3 +139,41 @@ def test_unsafe_settings_do_not_start() -> None:
     ]:
         with pytest.raises(RuntimeError, match=why), GridServer(options=options):
             pass
+
+
+def test_a_run_is_its_owners_to_change_and_its_vos_to_see(
+    server: GridServer, authority: Authority
+) -> None:
+    body = b"a pickled function, for all that the server knows"
+    wish = {"kind": "cancel"}
+    with (
+        somebody(server, authority, "ada") as ada,
+        somebody(server, authority, "otto") as otto,
+        somebody(server, authority, "eve") as eve,
+        somebody(server, authority, None) as nobody,
+    ):
+        made = pf.workflow(lambda: pf.task(abs, name="work")(1), name="works")()
+        for name in made._trace.blobs:
+            assert ada.put(f"/runs/hers/blobs/{name}", content=body).status_code == 204
+        spec = {"spec": dump_workflow(made._spec)}
+        assert eve.put("/runs/hers", json=spec).status_code == 422  # she has uploaded nothing
+        assert ada.put("/runs/hers", json=spec).status_code == 204
+        paths = [
+            path.replace("{run}", "hers").replace("{bundle}", "1").replace("{number}", "1")
+            for path, methods in ada.get("/openapi.json").json()["paths"].items()
+            if path.startswith("/api/v1/runs/{run}") and "get" in methods
+        ]
+        query = {"task": "work", "index": 0, "kind": "x", "seconds": 0}
+        for path in [path.replace("{name}", name).removeprefix("/api/v1") for path in paths]:
+            assert eve.get(path, params=query).status_code == 404, path
+            assert nobody.get(path, params=query).status_code == 401, path
+            assert otto.get(path, params=query).status_code in (200, 404), path
+        assert [row["submitter"] for row in otto.get("/runs").json()] == ["/O=grid/CN=ada"]
+        assert eve.get("/runs").json() == [] and eve.get("/runs/last").status_code == 404
+        assert eve.post("/runs/hers/requests", json=wish).status_code == 404
+        assert nobody.post("/runs/hers/requests", json=wish).status_code == 401
+        assert ada.post("/runs/hers/requests", json=wish).status_code == 200
+        assert otto.post("/runs/hers/requests", json=wish).status_code == 200
+        asked = [row["body"]["by"] for row in ada.get("/runs/hers/requests").json()]
+        assert len(set(asked)) == 2 and not any("eve" in by for by in asked)
+        assert ada.get(f"/runs/hers/files/{name}").content == body

@@ -256,7 +256,9 @@ async def events(
     "/{run}/events",
     response_class=StreamingResponse,
     responses={
-        **_text("Events as they happen: `event` is their kind, `id` their number"),
+        **_text(
+            "Events as they happen: `event` is their kind, `id` their number", "text/event-stream"
+        ),
         **refusals(404),
     },
 )
