@@ -154,9 +154,10 @@ class GridSession:
         after, wait, delay = 0, 0.0, _BACK_OFF_S[0]
         while not self._over.is_set():
             try:
+                asked = time.monotonic()
                 heard = client.outcomes(self._run, after=after, wait=wait, limit=_OUTCOMES)
                 delay = _BACK_OFF_S[0]
-                self._orders.ask("heard", heard)
+                self._orders.ask("heard", (heard, asked))
             except SiteError as error:
                 if not self._orders.put("unheard", str(error)):
                     return
@@ -187,7 +188,7 @@ class GridSession:
             case "cancel":
                 self._withdraw(self._account.drop(what))
             case "heard":
-                self._heard(what)
+                self._heard(*what)
             case "unheard":
                 self._look(replace(self._view, silence=what))
         return None
@@ -217,9 +218,13 @@ class GridSession:
         except OSError as error:  # only the next driver would miss it
             logger.warning("%s: the journal cannot be written: %s", self._run, error)
 
-    def _heard(self, heard: Outcomes) -> None:
+    def _heard(self, heard: Outcomes, asked: float) -> None:
         for outcome in heard.outcomes:
             self._hearing.hear(outcome)
+        if not (heard.outcomes or heard.ready or heard.running):
+            for flight in list(self._account.flights.values()):
+                if 0 < flight.sent < asked:
+                    self._hearing.miss(flight)
         self._stopping = self._stopping and heard.running > 0
         slots = max(self._settings.slots, heard.slots)
         waiting = heard.waiting if heard.ready else ""

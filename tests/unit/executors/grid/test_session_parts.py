@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from pandaflow import __version__
 from pandaflow.core.errors import SiteError
 from pandaflow.core.events import BundleEnded, BundleLost, BundleStarted, Event
 from pandaflow.core.model import File, Resources
-from pandaflow.data.results import ResultStore
+from pandaflow.data.results import ResultStore, encode
 from pandaflow.executors.grid import names
 from pandaflow.executors.grid.hearing import Hearing
 from pandaflow.executors.grid.sending import Sender, Sent
 from pandaflow.executors.grid.session import GridSession, _line
 from pandaflow.executors.grid.settings import GridSettings, make_settings
+from pandaflow.executors.outcome import pack_ended
 from pandaflow.executors.remote import wire
 from pandaflow.executors.remote.account import Account
 from pandaflow.executors.remote.journal import Journal
@@ -375,6 +377,40 @@ def test_the_next_session_waits_only_for_what_it_has_not_heard(
         finally:
             session.close()
         assert client.runs() == []
+
+
+def test_what_somebody_else_has_heard_is_found_in_the_results(
+    server: GridServer, make: Any, tmp_path: Path
+) -> None:
+    """A driver that had lost its lease, and did not know, has acknowledged these."""
+    settings = make_settings(server.url, {"credentials": Nobody(), "wait": 0.1})
+    with server.client() as client:
+        client.put_queue("here", QueueBody())
+        books = Desk(server, make, tmp_path, wait=0.1)
+        for number in (1, 2):
+            books.take(number, "true", [number])
+        sent = books.sender.send()
+        Journal(ResultStore(str(tmp_path)), "grid").append([_line(flight) for flight in sent])
+        events: list[Event] = []
+        session = GridSession(settings, "run-1", str(tmp_path), events.append)
+        try:
+            assert session.adopt([1, 2]) == {1, 2}
+            spec = sent[0].spec
+            told = BundleEnded(at=1.0, bundle=1, location=ResultStore(str(tmp_path)).place(1))
+            ResultStore(str(tmp_path)).save(spec, encode(["a"]), pack_ended(told))
+            client.cancel("run-1")  # gone from the pool, and nobody will tell
+            deadline = time.monotonic() + 60
+            while len([e for e in events if isinstance(e, BundleEnded | BundleLost)]) < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        finally:
+            session.close()
+    first, second = sorted(
+        (e for e in events if isinstance(e, BundleEnded | BundleLost)), key=lambda e: e.bundle
+    )
+    assert first == told
+    assert isinstance(second, BundleLost)
+    assert not second.charged
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
