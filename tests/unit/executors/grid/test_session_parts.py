@@ -175,6 +175,20 @@ def test_large_inputs_lie_in_the_store_or_are_refused(desk: Any, tmp_path: Path)
     assert not (tmp_path / "data" / "run-1").exists()
 
 
+def test_services_send_no_files_of_theirs(desk: Any, tmp_path: Path) -> None:
+    """A run that somebody left could name any path of the machine where it is driven."""
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "run/files").mkdir(parents=True)
+    (tmp_path / "run/files/x").write_text("an output of before")
+    (tmp_path / "run/files/link").symlink_to(tmp_path / "secret")
+    books = desk(data=str(tmp_path / "data"), name="")
+    books.account.results = ResultStore(str(tmp_path / "run"))
+    files = [File(str(tmp_path / name)) for name in ("secret", "run/files/link", "run/files/x")]
+    uploaded = [books.sender._upload(file) for file in files]
+    assert uploaded[:2] == [None, None]
+    assert Path(uploaded[2]).read_text() == "an output of before"
+
+
 def test_files_of_this_machine_are_put_into_the_store(desk: Any, tmp_path: Path) -> None:
     """By path and by URL; files of one name and checksum do not take each other's place."""
     texts = {name: f"{name}\n" * 5000 for name in ("120", "201")}
