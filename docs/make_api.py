@@ -12,18 +12,29 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pandaflow.grid import messages
+from pandaflow.grid import messages, places
 from pandaflow.grid.messages import BATCH, INLINE_BYTES, PAYLOAD_BYTES
 from pandaflow.grid.pool import Pool
 from pandaflow.server.app import make_app
+from pandaflow.server.desk import RunDesk
 from pandaflow.server.routes.common import LARGE, MIDDLE, SMALL
 from pandaflow.server.service import Service
 from pandaflow.server.settings import Limits, ServerSettings
 from pandaflow.store.database import Database
+from pandaflow.store.sql import SqlStore
 
 PAGE = Path(__file__).parent / "reference" / "server.md"
 #: Messages on the page, in the order in which a reader meets them.
 MESSAGES = (
+    "Left",
+    "Wish",
+    "Cancel",
+    "Pause",
+    "Resume",
+    "Retry",
+    "Append",
+    "WishState",
+    "JobPage",
     "Submission",
     "Bundle",
     "Needs",
@@ -47,6 +58,7 @@ MESSAGES = (
     "Problem",
 )
 _TAGS = {
+    "runs": "Runs",
     "pool": "The pool",
     "pilots": "Pilots",
     "queues": "Queues",
@@ -58,9 +70,10 @@ INTRO = """\
 # The server's interface
 
 **Beta**: it may still change. This page is written from the server's OpenAPI document by
-`docs/make_api.py`. Do not edit it: change `pandaflow/server/routes` or `pandaflow/grid/messages.py`
-and run the script. A running server has the document itself at `/api/v1/openapi.json`, and a page
-to try it out at `/api/v1/docs` (which loads its scripts from the Internet).
+`docs/make_api.py`. Do not edit it: change `pandaflow/server/routes`, `pandaflow/grid/messages.py`
+or `pandaflow/grid/places.py` and run the script. A running server has the document itself at
+`/api/v1/openapi.json`, and a page to try it out at `/api/v1/docs` (which loads its scripts from the
+Internet).
 
 Bodies are JSON unless said otherwise. Unknown fields are refused, bytes are base64 of the URL-safe
 alphabet, times are seconds since the epoch, sizes bytes. Answers leave out fields that have their
@@ -74,11 +87,13 @@ def document() -> Json:
     """Return the OpenAPI document of this version."""
     with tempfile.TemporaryDirectory() as folder:
         store = f"sqlite:///{folder}/pool.db"
-        database = Database(store, 1.0)
+        runs, database = SqlStore(store), Database(store, 1.0)
+        pool, settings = Pool(database), ServerSettings(store)
         try:
-            service = Service(Pool(database), ServerSettings(store))
+            service = Service(pool, RunDesk(runs, pool, settings.limits), settings)
             found: Json = make_app(service).app.openapi()
         finally:
+            runs.close()
             database.dispose()
     return found
 
@@ -206,7 +221,7 @@ def _message(name: str, schema: Json) -> Iterator[str]:
 
 def _bytes(message: str, field: str) -> str:
     """Tell bytes from text: the document of an answer does not."""
-    model = getattr(messages, message, None)
+    model = getattr(messages, message, None) or getattr(places, message, None)
     kind = None if model is None else model.model_fields[field].annotation
     return "bytes" if kind is bytes else "bytes or null" if kind == bytes | None else ""
 

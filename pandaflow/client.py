@@ -14,7 +14,7 @@ from pandaflow.core.errors import (
     WorkflowError,
 )
 from pandaflow.core.events import RetryRequested
-from pandaflow.core.status import RUN_TERMINAL, RunStatus, TaskStatus
+from pandaflow.core.status import RUN_TERMINAL, JobStatus, RunStatus, TaskStatus
 from pandaflow.driving import Driving
 from pandaflow.places import open_store, pick_executors
 from pandaflow.views import JobsView, RunStream, TaskView
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 #: Failures that an error names.
 _NAMED = 1000
-#: Seconds between looks at the store.
-_POLL_S = 0.05
+#: Seconds between two pictures of a run that others drive.
+_POLL_SHOWN_S = 1.0
+#: Seconds for which a server that was there may be away while somebody waits.
+_AWAY_S = 300.0
 #: Seconds that a cancelled or paused run without a driver may need to be noticed.
 _GRACE_S = 5.0
 
@@ -118,7 +120,7 @@ class Run(Driving):
                 after = page[-1]["seq"]
             if over:
                 return
-            time.sleep(4 * _POLL_S)
+            time.sleep(max(0.2, self._poll_s))
 
     def explain(self, job: JobName) -> str:
         """Tell why a job is where it is, from its story."""
@@ -128,9 +130,13 @@ class Run(Driving):
         return explain(self._reader, self.id, task, index)
 
     def logs(self, job: JobName) -> str:
-        """Return what a job printed and logged, all its attempts one after the other."""
+        """Return what a job printed and logged, all its attempts one after the other.
+
+        Of a run that was left with a server also what a job that runs now has written so far:
+        the end of it, with that of the jobs that share its bundle.
+        """
         task, index = parse_job(job)
-        self._row(task, index)
+        row = self._row(task, index)
         results = self._results()
         parts = []
         attempts = self._reader.attempts(self.id, task, index)
@@ -139,6 +145,8 @@ class Run(Driving):
                 text = results.read_log(attempt["bundle"], tuple(attempt["log"]))
                 head = f"--- attempt {attempt['attempt']} ---\n" if len(attempts) > 1 else ""
                 parts.append(head + text)
+        if self._server and row["status"] == JobStatus.RUNNING:
+            parts.append(self._server.live_log(self.id, row["bundle"]))
         return "".join(parts)
 
     def reproduce(self, job: JobName) -> str:
@@ -173,18 +181,20 @@ class Run(Driving):
         TimeoutError
             It did not within ``timeout`` seconds.
         StoreError
-            Nobody drives it any more.
+            Nobody drives it any more. One that was left with a server waits for a runner.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        quiet = time.monotonic()
+        quiet = away = time.monotonic()
         while True:
             self._raise_error()
             try:
-                status, driven = self.status, self._driven()
+                summary = self._reader.run(self.id)
+                status, driven = RunStatus(summary["status"]), summary["served"] or self._driven()
+                away = time.monotonic()
             except StoreUnavailable:
-                if self._thread is None or not self._thread.is_alive():
+                if not self._may_come_back(away):
                     raise
-                self._thread.join(0.2)  # its driver waits for the store, and so does this
+                self._pause(deadline)
                 continue
             if status in RUN_TERMINAL and not (self._thread and self._thread.is_alive()):
                 return status
@@ -197,12 +207,31 @@ class Run(Driving):
                 )
             self._pause(deadline)
 
+    def _may_come_back(self, away: float) -> bool:
+        """Tell whether to wait for a store that does not answer: its driver does, or a server."""
+        if self._thread is not None and self._thread.is_alive():
+            return True
+        return self._server is not None and time.monotonic() - away < _AWAY_S
+
+    def _watched(self, mode: str) -> Run:
+        """Show how the run goes that others drive, until it ends; ctrl-C leaves it running."""
+        from pandaflow.display.progress import watch
+
+        with watch(self.summary, mode=mode) as view:
+            while True:
+                try:
+                    self.wait(timeout=_POLL_SHOWN_S)
+                    return self
+                except TimeoutError:
+                    view.refresh()
+
     def _pause(self, deadline: float | None) -> None:
-        left = 0.2 if deadline is None else min(0.2, max(0.0, deadline - time.monotonic()))
+        most = max(0.2, self._poll_s)
+        left = most if deadline is None else min(most, max(0.0, deadline - time.monotonic()))
         if self._thread is not None:
             self._thread.join(left)
         else:
-            time.sleep(min(left, 2 * _POLL_S))
+            time.sleep(min(left, 2 * self._poll_s))
 
     def result(self, partial: bool = False, timeout: float | None = None) -> Any:
         """Wait, and return the value of what the workflow function returned.
@@ -259,8 +288,11 @@ class Run(Driving):
         self._until(lambda: self.status is not RunStatus.RUNNING)
 
     def resume(self) -> None:
-        """Go on after a pause; take over a run that nobody drives."""
-        if not self._driven() and self.status not in RUN_TERMINAL:
+        """Go on after a pause; take over a run that nobody drives.
+
+        A run that was left with a server is taken over by a runner of that server.
+        """
+        if not self._is_left() and not self._driven() and self.status not in RUN_TERMINAL:
             self._drive(pick_executors())
         if self.status is RunStatus.PAUSED:
             self._answer(self._ask("resume", {}))
@@ -283,7 +315,8 @@ class Run(Driving):
         restart : bool
             Also jobs that finished: the task and all downstream of it run again.
         executor, executors : optional
-            Where to run, when nobody drives the run; as for ``wf.run``.
+            Where to run, when nobody drives the run; as for ``wf.run``. A run that was left with
+            a server waits for a runner instead.
         **options
             Changed options of the task, without ``task`` of each that failed or was cancelled:
             what a job needs (``memory="4 GiB"``, ``cores=8``, ...) and ``retries``. What is not
@@ -302,7 +335,7 @@ class Run(Driving):
         if self._thread is not None and ended:
             self._thread.join()
         request = self._ask("retry", body)
-        if not self._driven():
+        if not self._is_left() and not self._driven():
             self._drive(pick_executors(executor, executors), ended=ended)
         self._answer(request)
         return self
@@ -327,7 +360,7 @@ class Run(Driving):
         deadline = time.monotonic() + _GRACE_S
         while not condition() and time.monotonic() < deadline:
             self._raise_error()
-            time.sleep(_POLL_S / 2)
+            time.sleep(self._poll_s / 2)
 
     def _known(self, task: str | None) -> str | None:
         if task is not None and task not in {row["name"] for row in self.summary()["tasks"]}:
@@ -351,7 +384,12 @@ class Run(Driving):
     @property
     def orphaned(self) -> bool:
         """Whether the run has not ended and nobody drives it: :func:`pandaflow.resume` does."""
-        return self.status in (RunStatus.RUNNING, RunStatus.PAUSED) and not self._driven()
+        going = self.status in (RunStatus.RUNNING, RunStatus.PAUSED)
+        return going and not self._is_left() and not self._driven()
+
+    def _is_left(self) -> bool:
+        """Whether runners of a server drive it, or will."""
+        return bool(self._reader.run(self.id)["served"])
 
     # --- pieces -------------------------------------------------------------------------
 
@@ -368,16 +406,16 @@ class Run(Driving):
     def _gatherer(self) -> Gatherer:
         from pandaflow.gather import gatherer
 
-        return gatherer(self._store.state(self.id))
+        return gatherer(self._store.state(self.id), self._results())
 
     def progress(self) -> None:
         """Show live progress until the run ends (in a terminal or a notebook)."""
         from pandaflow.display.progress import watch
 
         with watch(self.summary) as view:
-            while self.status not in RUN_TERMINAL and self._driven():
+            while self.status not in RUN_TERMINAL and (self._is_left() or self._driven()):
                 view.update(self.summary())
-                time.sleep(0.25)
+                time.sleep(max(0.25, self._poll_s))
             view.update(self.summary())
 
     def __repr__(self) -> str:

@@ -7,26 +7,31 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pandaflow.config import read_settings
 from pandaflow.core import commands as cmd
 from pandaflow.core.errors import RunLocked, WorkflowError
 from pandaflow.core.status import RUN_TERMINAL, RunStatus
 from pandaflow.hooks import Transition, transitions
+from pandaflow.store.port import Serving
 
 if TYPE_CHECKING:
     from pandaflow.core.model import Fragment
     from pandaflow.data.results import ResultStore
     from pandaflow.ports import Executor
     from pandaflow.runner import Listener, Runner
+    from pandaflow.store.port import RunStore
     from pandaflow.store.sql import SqlStore
+
+#: Seconds between looks at a run in a database, and behind a server.
+_POLL_S, _POLL_SERVER_S = 0.05, 0.5
 
 
 class Driving:
     """A run, as far as this process may drive it; see :class:`pandaflow.Run` for the rest."""
 
-    def __init__(self, run_id: str, store: SqlStore) -> None:
+    def __init__(self, run_id: str, store: RunStore) -> None:
         self.id = run_id
         self._store = store
         self._reader = store.reader()
@@ -80,8 +85,19 @@ class Driving:
         from pandaflow.data.results import ResultStore
 
         if self._place is None:
-            self._place = ResultStore(self.summary()["results"])
+            server = self._server
+            url = "" if server else self.summary()["results"]
+            self._place = server.results(self.id) if server else ResultStore(url)
         return self._place
+
+    @property
+    def _server(self) -> Serving | None:
+        """The server that the run was left with, if it is seen through one."""
+        return self._store if isinstance(self._store, Serving) else None
+
+    @property
+    def _poll_s(self) -> float:
+        return _POLL_SERVER_S if self._server else _POLL_S
 
     # --- driving ---------------------------------------------------------------------
 
@@ -94,11 +110,12 @@ class Driving:
 
         if not ended and self.status in RUN_TERMINAL:
             return
+        store = self._database()
         self._error = None
         self._steerers = self._called_in()
         try:
             self._runner = Runner(
-                self._store,
+                store,
                 self.id,
                 executors,
                 this_process(),
@@ -117,6 +134,20 @@ class Driving:
             return
         self._thread = threading.Thread(target=self._loop, name=f"pandaflow-{self.id}", daemon=True)
         self._thread.start()
+
+    def _database(self) -> SqlStore:
+        """Return the store, in which alone a run can be driven.
+
+        Raises
+        ------
+        RunLocked
+            It is a server: its runners drive.
+        """
+        if self._server is not None:
+            raise RunLocked(
+                f"run {self.id} was left with {self._store.url}: runners of that server drive it"
+            )
+        return cast("SqlStore", self._store)
 
     def _loop(self) -> None:
         assert self._runner is not None
@@ -189,7 +220,7 @@ class Driving:
 
     def _ask(self, kind: str, body: Mapping[str, Any]) -> int:
         number = self._post(kind, body)
-        alone = self._runner is None and not self._driven()
+        alone = self._server is None and self._runner is None and not self._driven()
         if alone and kind in ("cancel", "pause", "resume"):
             self._carry_out_alone()
         return number
@@ -211,7 +242,7 @@ class Driving:
         from pandaflow.store.sql import this_process
 
         try:
-            Runner(self._store, self.id, {}, this_process()).settle()
+            Runner(self._database(), self.id, {}, this_process()).settle()
         except RunLocked:
             return  # somebody does after all, and will find the wish
 

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from pandaflow.core.errors import WorkflowError
 from pandaflow.core.status import JOB_LIVE, JOB_MEANING, JOB_TERMINAL, TASK_TERMINAL, JobStatus
-from pandaflow.display.snapshot import note
+from pandaflow.display.snapshot import WAITS, note
 
 if TYPE_CHECKING:
-    from pandaflow.store.reader import SqlReader
+    from pandaflow.store.port import RunReader
 
 #: Tasks that are named at most; a run can have thousands.
 _NAMES = 5
 
 
-def explain(reader: SqlReader, run_id: str, task: str, index: int) -> str:
+def explain(reader: RunReader, run_id: str, task: str, index: int) -> str:
     """Return the state of a job, what it means, what it waits for, and how it came there.
 
     Raises
@@ -54,7 +54,7 @@ def _site(job: dict[str, Any], story: list[dict[str, Any]]) -> list[str]:
     return ["  site: " + "; ".join(part for part in (job["site"] or "not chosen yet", why) if part)]
 
 
-def _held_up(reader: SqlReader, run_id: str, status: JobStatus, executor: str | None) -> list[str]:
+def _held_up(reader: RunReader, run_id: str, status: JobStatus, executor: str | None) -> list[str]:
     """Return what the job's executor says last; before a job is sent, what any of them says."""
     if status is not JobStatus.READY and status not in JOB_LIVE:
         return []
@@ -89,7 +89,8 @@ def _waiting(
     if status is JobStatus.READY:
         running = task["jobs"].get("running", 0)
         said.append(f"{running} job(s) of the task run now; it is sent when a slot is near")
-    said.append(f"run {run['id']} is {run['status']}")
+    alone = f", and {WAITS}" if run["unattended"] else ""
+    said.append(f"run {run['id']} is {run['status']}{alone}")
     return said
 
 

@@ -152,9 +152,12 @@ class Gatherer:
         return None
 
 
-def gatherer(state: RunState) -> Gatherer:
-    """Return a gatherer for a run as the store has it."""
-    results = ResultStore(state.results)
+def gatherer(state: RunState, results: ResultStore | None = None) -> Gatherer:
+    """Return a gatherer for a run as the store has it.
+
+    ``results``: where its values are read; default: where the store says that they are.
+    """
+    results = results or ResultStore(state.results)
     engine = restore(state)
     items = StoredItems({source.id: source for source in engine.spec.sources}, results)
     return Gatherer(engine, results, items)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from pandaflow import client, places
 from pandaflow.authoring.fragments import trace_fragment
 from pandaflow.authoring.trace import ACTIVE, Trace, trace_workflow
-from pandaflow.core.datasets import makers
 from pandaflow.core.errors import WorkflowError
-from pandaflow.core.model import Dataset, LoopEnd, Source, WorkflowSpec
+from pandaflow.core.model import WorkflowSpec
 from pandaflow.options import name_of
+from pandaflow.store.port import Serving
 
 if TYPE_CHECKING:
     import networkx
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from pandaflow.display.drawing import Picture
     from pandaflow.hooks import Transition
     from pandaflow.plan import DryRun, Plan
+    from pandaflow.store.port import RunStore
+    from pandaflow.store.sql import SqlStore
 
 Callback = Callable[["Transition"], None]
 
@@ -126,46 +129,9 @@ class Workflow:
         Nodes are task names with attributes ``jobs`` (None: not known before the run), ``kind``
         and ``token``; sources of items are nodes of kind ``source``.
         """
-        import networkx
+        from pandaflow.authoring.outline import task_graph
 
-        graph: networkx.DiGraph[str] = networkx.DiGraph(name=self.name)
-        sizes = self._sizes()
-        for source in self._spec.sources:
-            if self._used(source.id):
-                n = None if source.kind == "stream" else source.n
-                unit = "files" if source.kind == "files" else ""
-                name = _source_name(self._spec, source.id)
-                graph.add_node(name, jobs=n, kind="source", unit=unit)
-        names = {task.id: task.name for task in self._spec.tasks}
-        for task in self._spec.tasks:
-            graph.add_node(task.name, jobs=sizes[task.id], kind=task.kind, token=task.token)
-            for dataset in [slot.dataset for slot in task.inputs] + list(task.after):
-                for number in makers(dataset):
-                    if number in names:
-                        graph.add_edge(names[number], task.name)
-                for source_id in _sources_in(dataset):
-                    if source_id >= 0:
-                        graph.add_edge(_source_name(self._spec, source_id), task.name)
-            for gate, _ in task.guards:
-                graph.add_edge(names[gate], task.name)
-        self._add_loops(graph, names)
-        edges = [edge for steerer in self._spec.steerers for edge in steerer.edges]
-        graph.add_edges_from(edge for edge in edges if edge[0] in graph and edge[1] in graph)
-        frozen: networkx.DiGraph[str] = networkx.freeze(graph)
-        return frozen
-
-    def _add_loops(self, graph: Any, names: Mapping[int, str]) -> None:
-        for loop in self._spec.loops:
-            graph.add_node(loop.name, jobs=None, kind="loop")
-            for number in makers(loop.state):
-                graph.add_edge(names[number], loop.name)
-            for task in self._spec.tasks:
-                if any(_loops_in(slot.dataset, loop.id) for slot in task.inputs):
-                    graph.add_edge(loop.name, task.name)
-
-    def _used(self, source: int) -> bool:
-        datasets = [slot.dataset for task in self._spec.tasks for slot in task.inputs]
-        return any(source in _sources_in(dataset) for dataset in datasets)
+        return task_graph(self._spec, self._sizes())
 
     def _sizes(self) -> dict[int, int | None]:
         engine = self._bound()
@@ -299,7 +265,7 @@ class Workflow:
 
     # --- running ------------------------------------------------------------------------
 
-    def submit(
+    def submit(  # noqa: PLR0913 - one call says all about a run, most by name
         self,
         executor: Any = None,
         executors: Mapping[str, Any] | None = None,
@@ -307,17 +273,32 @@ class Workflow:
         name: str | None = None,
         callbacks: Callback | list[Callback] | None = None,
         params: Mapping[str, Any] | None = None,
+        *,
+        server: str | None = None,
+        vo: str | None = None,
+        ca: str | Path | None = None,
     ) -> Run:
-        """Start a durable run and return its handle at once; see :meth:`run`."""
+        """Start a durable run and return its handle at once; see :meth:`run`.
+
+        With ``server`` the run is left there: runners of the server drive it, and this process
+        may end.
+        """
         if params:
-            return self._with(params).submit(executor, executors, store, name, callbacks)
-        run = self._create(store, name, callbacks)
+            changed = self._with(params)
+            return changed.submit(
+                executor, executors, store, name, callbacks, server=server, vo=vo, ca=ca
+            )
+        opened = places.place_of_run(store, server, vo, ca)
+        if isinstance(opened, Serving):
+            places.check_left(executor, executors, callbacks)
+            return self._leave(opened, name)
+        run = self._create(opened, name, callbacks)
         self._connect(run)
         picked = places.pick_executors(executor, executors)
         run._drive(picked, here=_runs_in_caller(picked))
         return run
 
-    def run(
+    def run(  # noqa: PLR0913 - as submit
         self,
         executor: Any = None,
         executors: Mapping[str, Any] | None = None,
@@ -326,6 +307,10 @@ class Workflow:
         callbacks: Callback | list[Callback] | None = None,
         progress: bool | None = None,
         params: Mapping[str, Any] | None = None,
+        *,
+        server: str | None = None,
+        vo: str | None = None,
+        ca: str | Path | None = None,
     ) -> Run:
         """Run durably, showing progress, and return when the run has ended.
 
@@ -336,7 +321,8 @@ class Workflow:
         executors : mapping of str to executor, optional
             For tasks with ``executor="name"``.
         store : str, optional
-            SQLAlchemy URL; default ``sqlite:///.pandaflow/pandaflow.db``.
+            SQLAlchemy URL; default ``sqlite:///.pandaflow/pandaflow.db``. The address of a server
+            means the same as ``server``.
         name : str, optional
             A name for the run.
         callbacks : callable or list of callables, optional
@@ -345,6 +331,13 @@ class Workflow:
             Show progress; default: in terminals and notebooks.
         params : mapping, optional
             Parameters of the workflow function to change for this run.
+        server : str, optional
+            Address of a server (``https://...``) to leave the run with. Its runners drive the
+            run, on executors of theirs.
+        vo : str, optional
+            Virtual organisation to act for there; default: the only one.
+        ca : str or Path, optional
+            Certificates that the server's is checked with; default: the system's.
 
         Returns
         -------
@@ -354,11 +347,15 @@ class Workflow:
         from pandaflow.display.progress import watch
 
         if params:
-            changed = self._with(params)
-            return changed.run(executor, executors, store, name, callbacks, progress)
-        picked = places.pick_executors(executor, executors)
-        run = self._create(store, name, callbacks)
+            changed, shared = self._with(params), (executor, executors, store, name, callbacks)
+            return changed.run(*shared, progress, server=server, vo=vo, ca=ca)
         mode = "off" if progress is False else "auto"
+        opened = places.place_of_run(store, server, vo, ca)
+        if isinstance(opened, Serving):
+            places.check_left(executor, executors, callbacks)
+            return self._leave(opened, name)._watched(mode)
+        picked = places.pick_executors(executor, executors)
+        run = self._create(opened, name, callbacks)
         self._connect(run)
         with watch(run.summary, mode=mode) as view:
             if _runs_in_caller(picked):
@@ -373,10 +370,18 @@ class Workflow:
             raise WorkflowError(f"workflow {self.name!r} takes no parameters any more")
         return self._again(params)
 
-    def _create(self, store: Any, name: str | None, callbacks: Any) -> Run:
+    def _leave(self, server: Serving, name: str | None) -> Run:
+        """Leave the run with a server; streams feed it from here for as long as this lives."""
+        run_id = places.new_run_id(name or self.name)
+        spec = self._spec if name is None else _renamed(self._spec, name)
+        server.leave(spec, self._trace.blobs, run_id)
+        run = client.Run(run_id, cast("RunStore", server))
+        self._connect(run)
+        return run
+
+    def _create(self, opened: SqlStore, name: str | None, callbacks: Any) -> Run:
         from pandaflow.data.results import ResultStore
 
-        opened = places.open_store(store)
         run_id = places.new_run_id(name or self.name)
         results = f"{places.results_root(opened)}/{run_id}"
         kept = ResultStore(results)
@@ -458,29 +463,3 @@ def _renamed(spec: WorkflowSpec, name: str) -> WorkflowSpec:
     from dataclasses import replace
 
     return replace(spec, name=name)
-
-
-def _source_name(spec: WorkflowSpec, source: int) -> str:
-    label = spec.sources[source].name
-    same = [s.id for s in spec.sources if s.name == label]
-    return label if len(same) == 1 else f"{label} ({same.index(source) + 1})"
-
-
-def _leaves(dataset: Dataset) -> Iterator[Dataset]:
-    """Yield what a dataset is made of: sources, outputs, loops."""
-    inner: list[Dataset] = []
-    for name in ("parts", "then", "otherwise", "cross"):
-        value = getattr(dataset, name, ())
-        inner += value if isinstance(value, tuple) else (value,)
-    if not inner:
-        yield dataset
-    for part in inner:
-        yield from _leaves(part)
-
-
-def _sources_in(dataset: Dataset) -> set[int]:
-    return {leaf.id for leaf in _leaves(dataset) if isinstance(leaf, Source)}
-
-
-def _loops_in(dataset: Dataset, loop: int) -> bool:
-    return any(isinstance(leaf, LoopEnd) and leaf.loop == loop for leaf in _leaves(dataset))

@@ -14,7 +14,18 @@ from typing import IO, Any
 import click
 
 from pandaflow import __version__
-from pandaflow.cli import hpo, login, look, pilot, runner, runs, server, steer, upgrade
+from pandaflow.cli import (
+    harvester,
+    hpo,
+    login,
+    look,
+    pilot,
+    runner,
+    runs,
+    server,
+    steer,
+    upgrade,
+)
 from pandaflow.core.errors import PandaflowError, RunFailed
 from pandaflow.hpo.errors import StudyFailed
 
@@ -28,13 +39,16 @@ class Common:
     Attributes
     ----------
     store : str or None
-        SQLAlchemy URL; None: what the environment or the default says.
+        SQLAlchemy URL, or a server's address; None: what the environment or the default says.
     debug : bool
         Show tracebacks.
+    ca : str or None
+        Certificates that a server's is checked by; None: the system's.
     """
 
     store: str | None
     debug: bool
+    ca: str | None = None
 
 
 class Refused(click.ClickException):
@@ -86,7 +100,18 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="RUN is a run's id, the start of one, or 'last'. JOB is task[index] or task:index.",
 )
-@click.option("--store", metavar="URL", envvar="PANDAFLOW_STORE", help="State store to use.")
+@click.option(
+    "--store",
+    metavar="URL",
+    envvar="PANDAFLOW_STORE",
+    help="State store to use; a server's address (https://...) to look at runs left there.",
+)
+@click.option(
+    "--ca",
+    type=click.Path(exists=True, dir_okay=False),
+    envvar="PANDAFLOW_CA",
+    help="Certificates that a server's is checked by, PEM.",
+)
 @click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")
 @click.option(
     "--version",
@@ -97,9 +122,9 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     help="Show the version and exit.",
 )
 @click.pass_context
-def app(ctx: click.Context, /, store: str | None, debug: bool) -> None:
+def app(ctx: click.Context, /, store: str | None, ca: str | None, debug: bool) -> None:
     """PanDA-style workload management: run workflows, look at them, steer them."""
-    ctx.obj = Common(store or None, debug)
+    ctx.obj = Common(store or None, debug, ca or None)
     _log(debug)
 
 
@@ -124,6 +149,7 @@ for _command in (
     *server.COMMANDS,
     *pilot.COMMANDS,
     *runner.COMMANDS,
+    *harvester.COMMANDS,
     *login.COMMANDS,
 ):
     app.add_command(_command)

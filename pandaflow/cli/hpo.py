@@ -240,7 +240,7 @@ def status(
 
 
 def _list(store: str | None, limit: int, *, as_json: bool) -> None:
-    from pandaflow.places import open_store
+    from pandaflow.places import open_database
 
     rows: list[dict[str, Any]] = [
         {
@@ -251,7 +251,7 @@ def _list(store: str | None, limit: int, *, as_json: bool) -> None:
             "best": state.summary.get("best"),
             "run": state.run,
         }
-        for state in open_store(store).studies(limit)
+        for state in open_database(store).studies(limit)
     ]
     if as_json:
         echo_json_rows(rows)
@@ -341,9 +341,9 @@ def _known(ctx: click.Context, name: str, store: str | None) -> Study:
 
 
 def _state(ctx: click.Context, name: str, store: str | None) -> StudyState:
-    from pandaflow.places import open_store
+    from pandaflow.places import open_database
 
-    state = open_store(store_of(ctx, store)).study(name)
+    state = open_database(store_of(ctx, store)).study(name)
     if state is None:
         _known(ctx, name, store)  # tells which there are
         raise WorkflowError(f"no study {name!r}")

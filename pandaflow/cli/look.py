@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,9 @@ from pandaflow.cli import loading, parameters
 from pandaflow.cli.options import (
     attach,
     json_option,
+    place_option,
     run_argument,
     store_of,
-    store_option,
     task_option,
 )
 from pandaflow.cli.output import echo_json, echo_json_rows, echo_table, json_text
@@ -33,7 +33,7 @@ JOB_COLUMNS = ("task", "index", "status", "attempt", "wall", "worker", "reason")
 
 @click.command()
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1), metavar="N")
-@store_option
+@place_option
 @json_option
 @click.pass_context
 def ls(ctx: click.Context, /, limit: int, store: str | None, as_json: bool) -> None:
@@ -42,21 +42,32 @@ def ls(ctx: click.Context, /, limit: int, store: str | None, as_json: bool) -> N
     \b
     Examples:
       pandaflow ls
+      pandaflow --store https://pandaflow.example.org ls
       pandaflow ls --json | jq -r '.[] | select(.status == "failed") | .id'
     """
-    from pandaflow import client
-
-    found = client.runs(store=store_of(ctx, store), limit=limit)
-    rows = ({k: v for k, v in run.summary().items() if k != "tasks"} for run in found)
+    rows = _run_rows(store_of(ctx, store), limit)
     if as_json:
         echo_json_rows(rows)
-    else:
-        echo_table(("id", "name", "status", "created", "jobs"), rows)
+        return
+    listed = list(rows)
+    whose = ("submitter",) if any(row["submitter"] for row in listed) else ()
+    echo_table(("id", "name", "status", "created", *whose, "jobs"), listed)
+
+
+def _run_rows(store: Any, limit: int) -> Iterator[dict[str, Any]]:
+    """Yield runs without their tasks; a server tells all about them in one answer."""
+    from pandaflow import client, places
+
+    if places.is_open_server(store):
+        yield from store.reader().runs(limit)
+        return
+    for run in client.runs(store=store, limit=limit):
+        yield {key: value for key, value in run.summary().items() if key != "tasks"}
 
 
 @click.command()
 @run_argument
-@store_option
+@place_option
 @json_option
 @click.pass_context
 def status(ctx: click.Context, /, run_id: str, store: str | None, as_json: bool) -> None:
@@ -100,7 +111,7 @@ def _refusals(run: Run) -> list[dict[str, Any]]:
 @task_option
 @click.option("--status", type=click.Choice([str(s) for s in JobStatus]), help="Only these.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most so many.")
-@store_option
+@place_option
 @json_option
 @click.pass_context
 def jobs(ctx: click.Context, /, run_id: str, store: str | None, as_json: bool, **only: Any) -> None:
@@ -129,7 +140,7 @@ def _job_columns(*, with_site: bool) -> tuple[str, ...]:
 @click.argument("job", required=False)
 @click.option("--failed", is_flag=True, help="Of all failed jobs.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1), metavar="N")
-@store_option
+@place_option
 @json_option
 @click.pass_context
 def logs(
@@ -183,7 +194,7 @@ def _log_of(run: Run, row: Mapping[str, Any]) -> str:
 @click.command()
 @run_argument
 @click.argument("job")
-@store_option
+@place_option
 @json_option
 @click.pass_context
 def explain(ctx: click.Context, /, run_id: str, job: str, store: str | None, as_json: bool) -> None:
@@ -204,7 +215,7 @@ def explain(ctx: click.Context, /, run_id: str, job: str, store: str | None, as_
 @click.argument("target", metavar="FILE.py:WORKFLOW|RUN")
 @click.argument("texts", nargs=-1, type=click.UNPROCESSED, metavar="[--PARAM VALUE]...")
 @click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), help="Draw into this file.")
-@store_option
+@place_option
 @json_option
 @click.pass_context
 def graph(
@@ -250,7 +261,7 @@ def _workflow_of(ctx: click.Context, run_id: str, store: str | None) -> Workflow
 @run_argument
 @click.option("--follow", is_flag=True, help="Wait for more until the run has ended.")
 @click.option("--after", default=0, type=click.IntRange(0), metavar="N", help="From number N on.")
-@store_option
+@place_option
 @json_option
 @click.pass_context
 def events(
@@ -285,7 +296,7 @@ def _event_line(row: Any) -> str:
     type=click.Path(dir_okay=False, path_type=Path),
     help="File to write; its suffix (.svg, .png) decides the format.",
 )
-@store_option
+@place_option
 @click.pass_context
 def timeline(ctx: click.Context, /, run_id: str, out: Path, store: str | None) -> None:
     """Draw when each job ran, and where.
@@ -304,7 +315,7 @@ def timeline(ctx: click.Context, /, run_id: str, out: Path, store: str | None) -
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write here, not to stdout."
 )
-@store_option
+@place_option
 @click.pass_context
 def reproduce(
     ctx: click.Context, /, run_id: str, job: str, out: Path | None, store: str | None

@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from pandaflow.core.errors import WorkflowError
 
 if TYPE_CHECKING:
     from pandaflow.client import Run
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
 store_option = click.option(
     "--store", metavar="URL", help="State store; may also be given before the command."
 )
+
+
+def _note_ca(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value is not None and ctx.obj is not None:
+        ctx.obj = replace(ctx.obj, ca=value)
+
+
+ca_option = click.option(
+    "--ca",
+    type=click.Path(exists=True, dir_okay=False),
+    expose_value=False,
+    callback=_note_ca,
+    help="Certificates that a server's is checked by, PEM.",
+)
+
+
+def place_option(command: _Command) -> _Command:
+    """Add the options that say where a run is: in a database, or behind a server."""
+    where = click.option(
+        "--store",
+        metavar="URL",
+        help="State store, or a server's address; may also be given before the command.",
+    )
+    return where(ca_option(command))
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 executor_option = click.option(
@@ -35,9 +66,34 @@ task_option = click.option("--task", metavar="TASK", help="Only this task.")
 run_argument = click.argument("run_id", metavar="RUN")
 
 
-def store_of(ctx: click.Context, given: str | None) -> str | None:
-    """Return the store to use: the command's option, else the global one, else None."""
+def store_of(ctx: click.Context, given: str | None) -> Any:
+    """Return the store to use: the command's option, else the global one, else None.
+
+    A server's address becomes a store that knows the certificates that ``--ca`` names.
+    """
+    from pandaflow import places
+
     found = given or ctx.obj.store
+    if found is None or not places.is_server(str(found)):
+        return None if found is None else str(found)
+    opened = places.open_server(str(found), ca=ctx.obj.ca)
+    ctx.call_on_close(opened.close)
+    return opened
+
+
+def database_of(ctx: click.Context, given: str | None) -> str | None:
+    """Return the URL of the database to use; None: the default.
+
+    Raises
+    ------
+    WorkflowError
+        It is a server's address.
+    """
+    from pandaflow import places
+
+    found = given or ctx.obj.store
+    if found is not None and places.is_server(str(found)):
+        raise WorkflowError(f"--store {found}: this needs a database, not a server's address")
     return None if found is None else str(found)
 
 

@@ -11,10 +11,10 @@ from pandaflow.cli import loading, parameters
 from pandaflow.cli.options import (
     executor_option,
     json_option,
+    place_option,
     places_of,
     quiet_option,
     store_of,
-    store_option,
     workers_option,
 )
 from pandaflow.cli.output import echo_json
@@ -31,7 +31,7 @@ def execution_options(command: F) -> F:
         [
             executor_option,
             workers_option,
-            store_option,
+            place_option,
             click.option("--name", metavar="TEXT", help="A name for the run."),
             json_option,
             quiet_option,
@@ -80,7 +80,7 @@ def _help_row(ctx: click.Context, option: click.Parameter) -> tuple[str, str]:
     cls=RunCommand,
     context_settings={"ignore_unknown_options": True},
     epilog="Exit codes: 0 done, 1 jobs failed, 2 bad request (or, with --dry-run, a task that fits "
-    "nowhere), 130 Ctrl-C (cancelled), 143 SIGTERM (can be resumed).",
+    "nowhere), 130 Ctrl-C (cancelled; with --server it goes on), 143 SIGTERM (can be resumed).",
 )
 @click.argument("target", metavar="FILE.py:WORKFLOW")
 @click.argument("texts", nargs=-1, type=click.UNPROCESSED, metavar="[--PARAM VALUE]...")
@@ -96,6 +96,14 @@ def _help_row(ctx: click.Context, option: click.Parameter) -> tuple[str, str]:
     metavar="NAME=VALUE",
     help="A parameter, also one whose name is an option of this command.",
 )
+@click.option(
+    "--server",
+    metavar="URL",
+    help="Leave the run with this server, whose runners drive it, and watch it. Ctrl-C leaves it "
+    "running.",
+)
+@click.option("--vo", metavar="VO", help="Virtual organisation to act for at the server.")
+@click.option("--detach", is_flag=True, help="With --server: do not watch; print the run's id.")
 @execution_options
 @click.pass_context
 def run(
@@ -119,15 +127,64 @@ def run(
       pandaflow run sweep.py --executor dask:tcp://head:8786 --json > run.json
       pandaflow run sweep.py --executor 'slurm:main?walltime=2h&cores=16' --dry-run
       pandaflow run sweep.py --executor local --executor hpc=site.py:perlmutter
+      pandaflow run sweep.py --server https://pandaflow.example.org --detach
     """
     workflow = loading.load_target(target)
     words = [*texts, *parameters.split_settings(settings)]
     args, kwargs = parameters.arguments(workflow, target, words)
     made = loading.calling(f"workflow {workflow.name!r}", lambda: workflow(*args, **kwargs))
+    left = {name: options.pop(name) for name in ("server", "vo", "detach")}
     if options.pop("dry_run"):
         show_plan(ctx, made, **options)
+    elif (found := _server_of(ctx, left, options)) is not None:
+        leave(ctx, made, found, detach=left["detach"], **options)
     else:
         start(ctx, made, **options)
+
+
+def _server_of(ctx: click.Context, left: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Return the server to leave a run with, as a store; None: the run is driven here."""
+    from pandaflow import places
+
+    store = left["server"] or options["store"] or ctx.obj.store
+    if not (left["server"] or places.is_server(store)):
+        if left["detach"] or left["vo"]:
+            raise click.UsageError("--detach and --vo need --server")
+        return None
+    if left["server"] and options["store"]:
+        raise click.UsageError("give --server or --store, not both")
+    if not places.is_server(store):
+        raise click.UsageError(f"--server {store}: give its address, https://...")
+    if options["executor"] or options["workers"]:
+        raise click.UsageError(
+            "--executor, --workers: runners of the server drive the run, on executors of theirs"
+        )
+    return places.open_server(store, left["vo"], ctx.obj.ca)
+
+
+def leave(
+    ctx: click.Context, workflow: Workflow, server: Any, *, detach: bool, **options: Any
+) -> None:
+    """Leave a workflow with a server, and watch it unless told otherwise.
+
+    Parameters
+    ----------
+    ctx : click.Context
+    workflow : Workflow
+    server : ServerStore
+    detach : bool
+        Return at once.
+    **options
+        What :func:`execution_options` adds.
+    """
+    from pandaflow.cli import watch
+
+    ctx.call_on_close(server.close)
+    run = workflow.submit(store=server, name=options["name"])
+    if detach:
+        watch.detached(run, server.url, as_json=options["as_json"])
+    watch.follow_left(run, server.url, quiet=options["quiet"])
+    watch.conclude(run, as_json=options["as_json"])
 
 
 def show_plan(ctx: click.Context, workflow: Workflow, **options: Any) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pandaflow.cli.options import json_option, store_of, store_option
+from pandaflow.cli.options import database_of, json_option, store_option
 from pandaflow.cli.output import echo_json, echo_table
 from pandaflow.core.errors import WorkflowError
 
@@ -33,6 +33,13 @@ ca_option = click.option(
 
 @click.command()
 @store_option
+@click.option(
+    "--results",
+    default="",
+    metavar="FOLDER-OR-URL",
+    help="Where runs that are left here keep their results, within reach of all servers and "
+    "runners; default: as for runs of the store.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option(
     "--port",
@@ -81,7 +88,9 @@ ca_option = click.option(
 @click.option("--stop-with-stdin", is_flag=True, hidden=True)
 @click.pass_context
 def server(ctx: click.Context, /, store: str | None, **options: Any) -> None:
-    """Serve a pool of jobs, from which pilots pull, until SIGTERM.
+    """Serve runs that people leave here, and a pool of jobs from which pilots pull.
+
+    Serves until SIGTERM.
 
     Several servers may share one PostgreSQL; SQLite is for one. Without --policy everybody is
     trusted: on this machine only.
@@ -90,7 +99,8 @@ def server(ctx: click.Context, /, store: str | None, **options: Any) -> None:
     Examples:
       pandaflow server
       pandaflow --store postgresql://panda@db/flow server --host 0.0.0.0 \\
-          --policy policy.toml --tls-cert host.pem --tls-key host.key
+          --policy policy.toml --tls-cert host.pem --tls-key host.key \\
+          --results s3://flow/results
     """
     _require("fastapi", "server")
     if options.pop("example_policy"):
@@ -98,7 +108,7 @@ def server(ctx: click.Context, /, store: str | None, **options: Any) -> None:
 
         click.echo(EXAMPLE, nl=False)
         return
-    _serve(store_of(ctx, store), options)
+    _serve(database_of(ctx, store), options)
 
 
 def _serve(store: str | None, options: dict[str, Any]) -> None:
@@ -115,6 +125,8 @@ def _serve(store: str | None, options: dict[str, Any]) -> None:
         body_seconds=patience,
     )
     watched = options.pop("stop_with_stdin")
+    if options["results"] and "://" not in options["results"]:
+        options["results"] = str(Path(options["results"]).resolve())
     settings = ServerSettings(store=store or read_settings().store, limits=limits, **options)
 
     def ready(url: str) -> None:
@@ -148,6 +160,7 @@ def stop_with_stdin() -> None:
 
 # --- queues -------------------------------------------------------------------------------
 
+_PROVISION = ("min_pilots", "max_pilots", "max_waiting", "pilots_a_minute", "idle")
 _COLUMNS = ("name", "state", "pilots", "running", "vos", "reason")
 
 
@@ -212,6 +225,18 @@ def show_queue(name: str, server: str, ca: Path | None) -> None:
     type=float,
     help="For a job to begin once a pilot has it; default: 600.",
 )
+@click.option("--min-pilots", type=int, metavar="N", help="For a harvester to keep; default: 0.")
+@click.option("--max-pilots", type=int, metavar="N", help="To have at most; default: 10.")
+@click.option(
+    "--max-waiting", type=int, metavar="N", help="To wait in the batch system; default: 10."
+)
+@click.option("--pilots-a-minute", type=float, metavar="N", help="To submit at most; default: 60.")
+@click.option(
+    "--idle",
+    type=float,
+    metavar="SECONDS",
+    help="Without work after which a pilot goes; default: 300.",
+)
 @click.option("--file", "file", type=click.File(), help="The queue as JSON; '-': standard input.")
 def put_queue(name: str, server: str, ca: Path | None, file: Any, **given: Any) -> None:
     """Make a queue, or change what is given of one that is there.
@@ -219,6 +244,7 @@ def put_queue(name: str, server: str, ca: Path | None, file: Any, **given: Any) 
     \b
     Examples:
       pandaflow queues put CERN --site cores=64 --site memory=256000000000 --vo atlas
+      pandaflow queues put CERN --max-pilots 20 --min-pilots 1 --pilots-a-minute 10 --idle 600
       pandaflow queues show CERN | jq 'del(.name,.state)' | pandaflow queues put CERN2 --file -
     """
     with _client(server, ca) as client:
@@ -229,16 +255,18 @@ def put_queue(name: str, server: str, ca: Path | None, file: Any, **given: Any) 
 def _queue_body(client: GridClient, name: str, file: Any, given: dict[str, Any]) -> Any:
     from pydantic import ValidationError
 
-    from pandaflow.grid.messages import QueueBody
+    from pandaflow.grid.places import QueueBody
 
     site = dict(_pair(text) for text in given.pop("site"))
     said = {key: value for key, value in given.items() if value not in (None, ())}
+    provision = {key: said.pop(key) for key in _PROVISION if key in said}
     try:
         if file is not None:
             base = QueueBody.model_validate_json(file.read(), extra="ignore").model_dump()
         else:
             base = _there(client, name)
         merged = {**base, **said, "site": {**base.get("site", {}), **site}}
+        merged["provision"] = {**base.get("provision", {}), **provision}
         return QueueBody.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
@@ -248,7 +276,7 @@ def _queue_body(client: GridClient, name: str, file: Any, given: dict[str, Any])
 
 def _there(client: GridClient, name: str) -> dict[str, Any]:
     """Return what is known of a queue; nothing if it is new."""
-    from pandaflow.grid.messages import QueueBody
+    from pandaflow.grid.places import QueueBody
 
     for queue in client.queues():
         if queue.name == name:

@@ -10,11 +10,11 @@ from pandaflow.cli.options import (
     attach,
     executor_option,
     json_option,
+    place_option,
     places_of,
     quiet_option,
     run_argument,
     store_of,
-    store_option,
     task_option,
     workers_option,
 )
@@ -34,7 +34,7 @@ def _tell(run: Run, wish: str, *, as_json: bool) -> None:
 @click.command()
 @run_argument
 @task_option
-@store_option
+@place_option
 @json_option
 @click.pass_context
 def cancel(
@@ -54,7 +54,7 @@ def cancel(
 
 @click.command()
 @run_argument
-@store_option
+@place_option
 @json_option
 @click.pass_context
 def pause(ctx: click.Context, /, run_id: str, store: str | None, as_json: bool) -> None:
@@ -73,7 +73,7 @@ def pause(ctx: click.Context, /, run_id: str, store: str | None, as_json: bool) 
 @run_argument
 @executor_option
 @workers_option
-@store_option
+@place_option
 @json_option
 @quiet_option
 @click.pass_context
@@ -117,7 +117,7 @@ def resume(ctx: click.Context, /, run_id: str, **options: Any) -> None:
 @click.option("--retries", type=click.IntRange(0), metavar="N", help="For the jobs tried again.")
 @executor_option
 @workers_option
-@store_option
+@place_option
 @json_option
 @quiet_option
 @click.pass_context

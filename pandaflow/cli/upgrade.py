@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pandaflow.cli.options import store_of, store_option
+from pandaflow.cli.options import database_of, store_option
 
 
 @click.group()
@@ -25,7 +25,7 @@ def upgrade(ctx: click.Context, /, store: str | None) -> None:
     """
     from pandaflow.store.sql import open_store
 
-    opened = open_store(store_of(ctx, store))
+    opened = open_store(database_of(ctx, store))
     opened.reader().runs(limit=1)  # opening alone touches no table
     click.echo(f"{_without_password(opened.url)} is up to date")
 

@@ -84,6 +84,40 @@ def follow(run: Run, *, quiet: bool) -> None:
             sys.exit(EXIT_TERMINATED)
 
 
+def follow_left(run: Run, server: str, *, quiet: bool) -> None:
+    """Wait until a run that was left with a server has ended; a signal only ends the watching.
+
+    Parameters
+    ----------
+    run : Run
+    server : str
+        Its address.
+    quiet : bool
+        Show no progress.
+    """
+    with Ears() as ears:
+        try:
+            _wait(run, quiet, ears)
+        except (KeyboardInterrupt, Terminated) as stopped:
+            _say(f"{run.id} goes on; look again with: {_again(run, server)}")
+            interrupted = isinstance(stopped, KeyboardInterrupt)
+            sys.exit(EXIT_INTERRUPTED if interrupted else EXIT_TERMINATED)
+
+
+def detached(run: Run, server: str, *, as_json: bool) -> NoReturn:
+    """Tell the id of a run that was left with a server, how to look at it, and exit."""
+    if as_json:
+        click.echo(json_text(run.summary(), indent=2))
+    else:
+        click.echo(run.id)
+        _say(f"left with {server}; look at it with: {_again(run, server)}")
+    sys.exit(0)
+
+
+def _again(run: Run, server: str) -> str:
+    return f"pandaflow --store {server} status {run.id}"
+
+
 def _wait(run: Run, quiet: bool, ears: Ears) -> None:
     from pandaflow.display.progress import watch
 

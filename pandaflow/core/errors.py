@@ -34,6 +34,10 @@ class RunNotFound(StoreError, LookupError):
     """No run of that id is in the store."""
 
 
+class NotInRun(StoreError, LookupError):
+    """The run has no task, job, bundle or request of that name, or there is no such state."""
+
+
 class RunLocked(StoreError):
     """The run is driven by another live process; two drivers would run jobs twice."""
 

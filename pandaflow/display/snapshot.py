@@ -10,6 +10,8 @@ from typing import Any
 from pandaflow.core.errors import WorkflowError
 from pandaflow.core.status import RUN_TERMINAL, TASK_TERMINAL
 
+#: Said of a run that was left with a server when nobody drives it.
+WAITS = "it waits for a runner of its server"
 _RUN_ENDED = frozenset(str(status) for status in RUN_TERMINAL)
 _TASK_ENDED = frozenset(str(status) for status in TASK_TERMINAL)
 #: A task of one of many numbered sub-workflows: ``label/17.0/simulate``.
@@ -62,7 +64,8 @@ class TaskRow:
 class RunRow:
     """A run as it stands; times in seconds since the epoch, None where not known.
 
-    ``notes`` tell what holds jobs up now, one line for an executor.
+    ``notes`` tell what holds jobs up now, one line for an executor, and that a run that was
+    left with a server has no runner.
     """
 
     id: str
@@ -213,7 +216,7 @@ def parse_run(snapshot: RunRow | Mapping[str, Any]) -> RunRow:
             _number(snapshot.get("busy")),
             _time(snapshot.get("started") or snapshot.get("created")),
             _time(snapshot.get("ended")),
-            () if status in _RUN_ENDED else _notes(snapshot.get("executors") or ()),
+            () if status in _RUN_ENDED else _notes(snapshot),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WorkflowError(f"not a run: {error!r}") from error
@@ -225,9 +228,11 @@ def note(executor: str, reason: str) -> str:
     return f"{executor}: {reason}" if named else reason
 
 
-def _notes(executors: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+def _notes(snapshot: Mapping[str, Any]) -> tuple[str, ...]:
+    executors = snapshot.get("executors") or ()
     said = ((str(row["name"]), str(row.get("reason") or "")) for row in executors)
-    return tuple(note(name, reason) for name, reason in said if reason)
+    alone = (WAITS,) if snapshot.get("unattended") else ()
+    return (*alone, *(note(name, reason) for name, reason in said if reason))
 
 
 def _number(value: Any) -> int | None:

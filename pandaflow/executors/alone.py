@@ -33,7 +33,7 @@ def run_alone(spec: BundleSpec, *, payload: str, needs: Sequence[str], debug: bo
     RuntimeError
         The job failed; the message is its traceback.
     """
-    results = ResultStore(spec.results)
+    results = _results(spec.results)
     code = results.get(payload)
     if spec.kind == "graph":
         frames = pickle.loads(code)
@@ -52,6 +52,14 @@ def run_alone(spec: BundleSpec, *, payload: str, needs: Sequence[str], debug: bo
         failure = next(iter(ended.failures.values()))
         raise RuntimeError(failure.traceback or failure.message)
     return values.values[0]
+
+
+def _results(url: str) -> ResultStore:
+    if not url.startswith(("https://", "http://")):
+        return ResultStore(url)
+    from pandaflow.grid.runs.results import open_results
+
+    return open_results(url)
 
 
 def _debug(spec: BundleSpec, code: bytes, deps: Sequence[BundleValues]) -> Any:

@@ -39,7 +39,7 @@ class Looking:
     @property
     def _store(self) -> SqlStore:
         if self._opened is None:
-            self._opened = places.open_store(self._store_given)
+            self._opened = places.open_database(self._store_given)
         return self._opened
 
     @property

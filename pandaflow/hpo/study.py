@@ -26,7 +26,7 @@ _LEASE_S = 20.0
 
 def studies(store: Any = None, limit: int = 100) -> list[Study]:
     """Return the newest studies of a store."""
-    opened = places.open_store(store)
+    opened = places.open_database(store)
     return [load(state.name, opened) for state in opened.studies(limit)]
 
 
@@ -38,7 +38,7 @@ def load(name: str, store: Any = None) -> Study:
     StoreError
         There is none; the message lists those that are.
     """
-    opened = places.open_store(store)
+    opened = places.open_database(store)
     state = opened.study(name)
     if state is None:
         known = ", ".join(study.name for study in opened.studies(10)) or "none"

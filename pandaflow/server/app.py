@@ -19,14 +19,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pandaflow import __version__
 from pandaflow.core.errors import PandaflowError
-from pandaflow.grid.messages import Acquire, Cancellation, PilotUpdate, QueueBody, Submission
+from pandaflow.grid.messages import Acquire, Cancellation, PilotUpdate, Submission
+from pandaflow.grid.places import QueueBody
+from pandaflow.grid.runs.messages import Left, Wish
 from pandaflow.server.problems import answer_to
-from pandaflow.server.routes import about, pilot, places, pool
+from pandaflow.server.routes import about, pilot, places, pool, runs
 from pandaflow.server.routes.common import API, PROBLEM
 from pandaflow.server.service import Service
 
 Handler = Callable[[Request], Awaitable[Response]]
-_BODIES = (Acquire, Cancellation, PilotUpdate, QueueBody, Submission, PROBLEM)
+_BODIES = (Acquire, Cancellation, Left, PilotUpdate, QueueBody, Submission, Wish, PROBLEM)
 _SECURITY = {
     "bearer": {
         "type": "http",
@@ -40,7 +42,8 @@ _SECURITY = {
     },
 }
 _ABOUT = """\
-The job pool of PandaFlow: drivers put bundles of jobs into it, pilots pull them.
+Runs that people leave with PandaFlow's server, and its pool of jobs: drivers of runs put bundles
+of jobs into it, pilots pull them.
 
 Errors are `application/problem+json` (RFC 9457). `X-Pandaflow-VO: vo` or `vo.role` says for which
 VO somebody acts who belongs to several.
@@ -67,7 +70,7 @@ def make_app(service: Service, pilot_archive: bytes | None = None) -> Front:
 
     app = FastAPI(
         title="PandaFlow",
-        summary="A pool of jobs that pilots pull from",
+        summary="Runs of workflows, and a pool of jobs that pilots pull from",
         description=_ABOUT,
         version=__version__,
         openapi_url=f"{API}/openapi.json",
@@ -87,7 +90,8 @@ def make_app(service: Service, pilot_archive: bytes | None = None) -> Front:
 
 def _add_routes(app: FastAPI) -> None:
     api = APIRouter(prefix=API)
-    for router in (pool.router, places.queues, places.pilots, pilot.router, about.router):
+    people = (runs.router, places.queues, places.pilots)
+    for router in (*people, pool.router, pilot.router, about.router):
         api.include_router(router)
     app.include_router(api)
     # Where load balancers and Prometheus look by habit.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import AsyncIterator
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Receive, Scope
+from starlette.types import Scope
 
 from pandaflow.server.problems import Refusal
 
@@ -91,26 +92,42 @@ class Bodies:
             for it now (503), or its length is no number (400).
         starlette.requests.ClientDisconnect
         """
+        parts = [part async for part in self.parts(request, limit)]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def parts(
+        self, request: Request, limit: int, *, keep: bool = True
+    ) -> AsyncIterator[bytes]:
+        """Yield a request's body as it comes; ``keep``: parts stay in memory to its end.
+
+        Raises
+        ------
+        Refusal, starlette.requests.ClientDisconnect
+            As :meth:`read`.
+        """
         self._announced(request, limit)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._seconds
-        parts: list[bytes] = []
-        size = 0
+        deadline = asyncio.get_running_loop().time() + self._seconds
+        size, more = 0, True
+        while more:
+            part, more = await self._next(request, deadline + size / _SLOWEST)
+            size += len(part)
+            if size > limit:
+                raise _too_large(limit)
+            self._hold(request.scope, len(part))
+            yield part
+            if not keep:
+                self.release(request.scope)
+
+    async def _next(self, request: Request, deadline: float) -> tuple[bytes, bool]:
+        """Return the next part of a body, and whether there is more."""
         try:
-            async with asyncio.timeout_at(deadline) as patience:
-                more = True
-                while more:
-                    part, more = await _next(request.receive)
-                    size += len(part)
-                    if size > limit:
-                        raise _too_large(limit)
-                    self._hold(request.scope, len(part))
-                    parts.append(part)
-                    if more:
-                        patience.reschedule(deadline + size / _SLOWEST)
+            async with asyncio.timeout_at(deadline):
+                message = await request.receive()
         except TimeoutError:
             raise Refusal(408, "the body came too slowly") from None
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        return message.get("body", b""), message.get("more_body", False)
 
     def release(self, scope: Scope) -> None:
         """Forget what a request held, at its end."""
@@ -130,14 +147,6 @@ class Bodies:
             raise Refusal(400, "Content-Length is no number")
         if len(text) > 18 or int(text) > limit:
             raise _too_large(limit)
-
-
-async def _next(receive: Receive) -> tuple[bytes, bool]:
-    """Return the next part of a body, and whether there is more."""
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise ClientDisconnect
-    return message.get("body", b""), message.get("more_body", False)
 
 
 def _too_large(limit: int) -> Refusal:

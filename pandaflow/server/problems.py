@@ -18,7 +18,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from pandaflow.core.errors import PandaflowError, StoreError, StoreUnavailable, WorkflowError
+from pandaflow.core.errors import (
+    NotInRun,
+    PandaflowError,
+    RunNotFound,
+    StoreError,
+    StoreUnavailable,
+    WorkflowError,
+)
 from pandaflow.grid.auth.errors import IssuerUnavailable, Unauthenticated
 from pandaflow.grid.identity import Forbidden
 from pandaflow.grid.pool import NotThere
@@ -121,7 +128,7 @@ def _known(error: BaseException, path: str) -> Response | None:
         return problem(422, "a number or a text is out of the database's range", path=path)
     for kind, status in _STATUS:
         if isinstance(error, kind):
-            return problem(status, detail, path=path)
+            return problem(status, detail, path=path, error=kind.__name__)
     return None
 
 
@@ -137,6 +144,8 @@ def _out_of_range(error: BaseException) -> bool:
 _STATUS: Sequence[tuple[type[BaseException], int]] = (
     (Forbidden, 403),
     (NotThere, 404),
+    (RunNotFound, 404),
+    (NotInRun, 404),
     (WorkflowError, 422),
 )
 

@@ -31,6 +31,7 @@ from pandaflow.grid.messages import (
     Updated,
 )
 from pandaflow.grid.pool import Pool
+from pandaflow.server.desk import RunDesk
 from pandaflow.server.gate import Gate
 from pandaflow.server.gathering import Gatherer
 from pandaflow.server.limits import Bodies, TokenBuckets
@@ -48,6 +49,8 @@ _WOKEN = 500
 #: it was given through another instance, and counts as alive.
 _ASK_AGAIN = 20.0
 _THREADS = 4
+#: Seconds between two looks for uploads that became no run.
+_PURGE = 600.0
 #: Calls that wait for one of those threads.
 _CALLS = 1_000
 #: Outcomes that a slow watcher may fall behind.
@@ -61,6 +64,8 @@ class Service:
     Parameters
     ----------
     pool : Pool
+    desk : RunDesk
+        For runs that people leave here.
     settings : ServerSettings
     policy : Policy or None
         None: anonymous mode.
@@ -71,13 +76,17 @@ class Service:
     def __init__(
         self,
         pool: Pool,
+        desk: RunDesk,
         settings: ServerSettings,
         policy: Policy | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         limits = settings.limits
-        self.pool, self.settings, self.policy, self.now = pool, settings, policy, clock
+        self.pool, self.desk = pool, desk
+        self.settings, self.policy, self.now = settings, policy, clock
         self._threads = ThreadPoolExecutor(_THREADS, "pandaflow-call")
+        #: Their own: what people look at may be large, and drivers must not wait for it.
+        self._desk_threads = ThreadPoolExecutor(_THREADS, "pandaflow-desk")
         self._pilot_threads = ThreadPoolExecutor(2, "pandaflow-batch")
         self.authenticator = None if policy is None else Authenticator(policy)
         rates = TokenBuckets(limits.rate, limits.burst)
@@ -99,6 +108,7 @@ class Service:
         self._chores = [
             asyncio.create_task(self._repeat(self._care, self.settings.care_seconds)),
             asyncio.create_task(self._repeat(self._look, LOOK)),
+            asyncio.create_task(self._repeat(self._purge, _PURGE)),
         ]
 
     def wake_all(self) -> None:
@@ -114,6 +124,7 @@ class Service:
         await asyncio.gather(*self._chores, return_exceptions=True)
         self._threads.shutdown(cancel_futures=True)
         self._pilot_threads.shutdown(cancel_futures=True)
+        self._desk_threads.shutdown(cancel_futures=True)
 
     async def call(self, method: Callable[..., Result], *arguments: Any) -> Result:
         """Run a method of the pool in a thread.
@@ -124,12 +135,21 @@ class Service:
             Too many calls wait already (503).
         PandaflowError
         """
+        return await self._in(self._threads, method, *arguments)
+
+    async def at_desk(self, method: Callable[..., Result], *arguments: Any) -> Result:
+        """Run a method of the desk, or what takes long, in a thread; as :meth:`call`."""
+        return await self._in(self._desk_threads, method, *arguments)
+
+    async def _in(
+        self, threads: ThreadPoolExecutor, method: Callable[..., Result], *arguments: Any
+    ) -> Result:
         if self._calls >= _CALLS:
             raise Refusal(503, "the server is busy: come again in a moment", retry=1)
         self._calls += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, method, *arguments)
+            return await loop.run_in_executor(threads, method, *arguments)
         finally:
             self._calls -= 1
 
@@ -266,6 +286,12 @@ class Service:
         done = await self.call(self.pool.care, self.now())
         if any(done.values()):
             _log.info("care: %s", ", ".join(f"{n} {what}" for what, n in done.items() if n))
+
+    async def _purge(self) -> None:
+        before = self.now() - self.settings.upload_seconds
+        count = await self.at_desk(self.desk.purge, before)
+        if count:
+            _log.info("care: %d upload(s) that became no run", count)
 
     async def _look(self) -> None:
         """Wake pilots if there is something that another instance was given, or time has freed."""

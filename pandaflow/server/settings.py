@@ -25,6 +25,14 @@ class Limits:
         Requests a second of one identity, over some seconds; 0: any.
     burst : float
         Requests that may come at once.
+    blob_bytes : int
+        Of one thing that a run brings along: a pickled function, the items of a source.
+    upload_bytes : int
+        Of all that a run brings along.
+    upload_files : int
+        Things that a run brings along.
+    spec_bytes : int
+        Of a workflow's specification.
     head_bytes : int
         Of a request's line and headers.
     head_seconds : float
@@ -40,6 +48,10 @@ class Limits:
     held_bytes: int = 512_000_000
     rate: float = 5_000.0
     burst: float = 10_000.0
+    blob_bytes: int = 1_000_000_000
+    upload_bytes: int = 4_000_000_000
+    upload_files: int = 20_000
+    spec_bytes: int = 64_000_000
     head_bytes: int = 64_000
     head_seconds: float = 20.0
     body_seconds: float = 30.0
@@ -54,6 +66,9 @@ class ServerSettings:
     ----------
     store : str
         SQLAlchemy URL of the state store; all instances of one pool share it.
+    results : str
+        Folder or fsspec URL where runs that are left here keep their results, the same for all
+        instances and runners; empty: beside the store.
     host : str
     port : int
         0: any that is free.
@@ -69,12 +84,16 @@ class ServerSettings:
         Whom to trust; None: anybody, which is for loopback only.
     care_seconds : float
         Between two rounds of the pool's own care.
+    upload_seconds : float
+        After which an upload that became no run is thrown away.
     gather_seconds : float
-        For which the first question waits for others, so that they share a transaction.
+        Between two transactions of the same kind at least, unless many requests wait: those that
+        arrive meanwhile share one. The first after a pause does not wait.
     limits : Limits
     """
 
     store: str
+    results: str = ""
     host: str = "127.0.0.1"
     port: int = 8790
     tls_cert: Path | None = None
@@ -84,7 +103,8 @@ class ServerSettings:
     proxies: str = "127.0.0.1,::1"
     policy: Path | None = None
     care_seconds: float = 2.0
-    gather_seconds: float = 0.004
+    upload_seconds: float = 86_400.0
+    gather_seconds: float = 0.01
     limits: Limits = field(default_factory=Limits)
 
     @property

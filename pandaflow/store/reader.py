@@ -7,59 +7,32 @@ status of a million-job run costs one row a task; jobs without a row are made up
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
 import sqlalchemy as sa
 
 from pandaflow.core.datasets import upstream_of
-from pandaflow.core.errors import RunNotFound, StoreError
-from pandaflow.core.status import JOB_CODE, JOB_CODES, JOB_LIVE, JobStatus
+from pandaflow.core.errors import NotInRun, RunNotFound
+from pandaflow.core.status import JOB_CODE, JOB_CODES, RUN_TERMINAL, JobStatus
 from pandaflow.store.database import Database
+from pandaflow.store.jobs import JobsOfTask
 from pandaflow.store.schema import (
     COUNTS,
-    OFF_PATH,
     attempts,
     bundles,
     events,
-    jobs,
     requests,
     runs,
     tasks,
 )
 from pandaflow.store.spec import parse_task
+from pandaflow.store.statements import NOW
 
 Row = dict[str, Any]
 
-_ON_BUNDLE = sa.and_(bundles.c.run == jobs.c.run, bundles.c.id == jobs.c.bundle)
-_ON_ATTEMPT = sa.and_(
-    attempts.c.run == jobs.c.run,
-    attempts.c.task == jobs.c.task,
-    attempts.c.idx == jobs.c.idx,
-    attempts.c.attempt == jobs.c.attempt,
-)
-_JOB_COLUMNS = (
-    jobs.c.idx,
-    jobs.c.status,
-    jobs.c.attempt,
-    jobs.c.reason,
-    attempts.c.failure,
-    jobs.c.bundle,
-    bundles.c.worker,
-    bundles.c.executor,
-    bundles.c.site,
-    sa.func.coalesce(attempts.c.started, bundles.c.started),
-    attempts.c.wall,
-    attempts.c.cpu,
-    attempts.c.max_pss,
-)
-_JOB_KEYS = (
-    *("index", "status", "attempt", "reason", "failure", "bundle", "worker", "executor"),
-    *("site", "started", "wall", "cpu", "max_pss"),
-)
-_NO_ROW = dict.fromkeys(_JOB_KEYS) | {"attempt": 0, "reason": ""}
-
+#: Seconds within which runners usually take a run up.
+_PROMPT_S = 3.0
 #: All columns but the specs, which may be megabytes.
 _LIGHT_RUN = [column for column in runs.c if column.name != "spec"]
 _LIGHT_TASK = [column for column in tasks.c if column.name != "spec"]
@@ -67,15 +40,17 @@ _LIGHT_TASK = [column for column in tasks.c if column.name != "spec"]
 _MEASURES = ("wall", "cpu", "max_pss", "read_bytes", "written_bytes", "disk")
 
 
-def find_run(connection: sa.Connection, run_id: str) -> tuple[int, str]:
+def find_run(connection: sa.Connection, run_id: str, vo: str | None = None) -> tuple[int, str]:
     """Return key and id of the run that ``run_id``, a prefix of it or ``"last"`` names.
+
+    ``vo``: only runs of this virtual organisation count; None: all of the store.
 
     Raises
     ------
     RunNotFound
         None, or several: then the candidates are listed.
     """
-    query = sa.select(runs.c.no, runs.c.id)
+    query = _of_vo(sa.select(runs.c.no, runs.c.id), vo)
     newest = query.order_by(runs.c.created.desc(), runs.c.no.desc())
     found = connection.execute(query.where(runs.c.id == run_id)).all()
     if not found and run_id == "last":
@@ -91,21 +66,29 @@ def find_run(connection: sa.Connection, run_id: str) -> tuple[int, str]:
     return found[0].no, found[0].id
 
 
+def _of_vo(query: sa.Select[Any], vo: str | None) -> sa.Select[Any]:
+    return query if vo is None else query.where(runs.c.vo == vo)
+
+
 class SqlReader:
-    """A :class:`pandaflow.ports.StateReader` on SQL, with a little more.
+    """A :class:`pandaflow.store.port.RunReader` on SQL.
 
     Parameters
     ----------
     database : Database
+    vo : str, optional
+        See only runs of this virtual organisation.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, vo: str | None = None) -> None:
+        self._database, self._vo = database, vo
 
     def runs(self, limit: int = 100) -> list[Row]:
-        """Newest first: ``id, name, status, created, started, ended, jobs`` (counts by state)."""
+        """Newest first: rows as of :meth:`run`, without params, results, owner and tasks."""
         with self._database.read() as connection:
-            newest = sa.select(*_LIGHT_RUN).order_by(runs.c.created.desc(), runs.c.no.desc())
+            newest = _of_vo(sa.select(*_LIGHT_RUN), self._vo).order_by(
+                runs.c.created.desc(), runs.c.no.desc()
+            )
             rows = connection.execute(newest.limit(limit)).all()
             counts = _counts(connection, [row.no for row in rows])
             return [{**_run(row), "jobs": counts.get(row.no, {})} for row in rows]
@@ -116,25 +99,38 @@ class SqlReader:
         Returns
         -------
         dict
-            ``id, name, status, reason, created, started, ended, params, results, owner``
-            (host and pid, or None), ``jobs``, and ``tasks``: ``id, name, status, reason, n,
+            ``id, name, status, reason, created, started, ended, vo, submitter, served, params,
+            results, owner`` (host and pid, or None), ``unattended`` (left with a server, and no
+            runner drives it now), ``jobs``, and ``tasks``: ``id, name, status, reason, n,
             closed, internal, jobs``. Counts leave out states without jobs; those of the run
             leave out tasks that the compiler made.
         """
         with self._database.read() as connection:
-            number, _ = find_run(connection, run_id)
-            row = connection.execute(sa.select(*_LIGHT_RUN).where(runs.c.no == number)).one()
+            number, _ = find_run(connection, run_id, self._vo)
+            alone = _unattended(connection).label("unattended")
+            light: sa.Select[Any] = sa.select(*_LIGHT_RUN, alone)
+            row = connection.execute(light.where(runs.c.no == number)).one()
             query = sa.select(*_LIGHT_TASK).where(tasks.c.run == number).order_by(tasks.c.id)
             listed = [_task(task) for task in connection.execute(query)]
             counts = _counts(connection, [number]).get(number, {})
         owner = {"host": row.owner_host, "pid": row.owner_pid} if row.owner_token else None
         more = {"params": row.params, "results": row.results, "owner": owner}
+        more["unattended"] = bool(row.unattended)
         return {**_run(row), **more, "jobs": counts, "tasks": listed}
+
+    def whose(self, run_id: str) -> Row:
+        """Whose a run is: ``id, vo, submitter, served, status, results``."""
+        r = runs.c
+        with self._database.read() as connection:
+            number, _ = find_run(connection, run_id, self._vo)
+            query = sa.select(r.id, r.vo, r.submitter, r.served, r.status, r.results)
+            row = connection.execute(query.where(r.no == number)).mappings().one()
+            return {**row, "served": bool(row["served"])}
 
     def counts(self, run_id: str) -> dict[str, int]:
         """Jobs of the run by state, without those of tasks that the compiler made."""
         with self._database.read() as connection:
-            number, _ = find_run(connection, run_id)
+            number, _ = find_run(connection, run_id, self._vo)
             return _counts(connection, [number]).get(number, {})
 
     def jobs(
@@ -163,11 +159,8 @@ class SqlReader:
         StoreError
             No task or no state of that name.
         """
-        if status is not None and status not in list(JobStatus):
-            states = ", ".join(JobStatus)
-            raise StoreError(f"no job state {status!r}: use one of {states}")
-        wanted = None if status is None else JOB_CODE[JobStatus(status)]
-        rows = islice(self._jobs(run_id, task, wanted, index), limit)
+        wanted = _code_of(status)
+        rows = islice((row for _, row in self._jobs(run_id, (task, wanted, index))), limit)
         # Takes the snapshot now, and refuses now, not when somebody begins to iterate.
         head = list(islice(rows, 1))
         return chain(head, rows)
@@ -182,14 +175,14 @@ class SqlReader:
             ``attempt, bundle, start, finish, reason, detail``.
         """
         with self._database.read() as connection:
-            number, _ = find_run(connection, run_id)
+            number, _ = find_run(connection, run_id, self._vo)
             query = _events(number).where(events.c.seq > after).order_by(events.c.seq)
             return [dict(row) for row in connection.execute(query.limit(limit)).mappings()]
 
     def noted(self, run_id: str, kind: str, after: int = 0) -> tuple[list[Row], int]:
         """Events of one kind, as :meth:`events`, and the number of the newest event of any."""
         with self._database.read() as connection:
-            number, _ = find_run(connection, run_id)
+            number, _ = find_run(connection, run_id, self._vo)
             query = _events(number).where(events.c.kind == kind, events.c.seq > after)
             found = connection.execute(query.order_by(events.c.seq)).mappings().all()
             newest = sa.select(sa.func.max(events.c.seq)).where(events.c.run == number)
@@ -198,7 +191,7 @@ class SqlReader:
     def story(self, run_id: str, task: str, index: int) -> list[Row]:
         """Events that touched one job, oldest first; as :meth:`events`."""
         with self._database.read() as connection:
-            number, _ = find_run(connection, run_id)
+            number, _ = find_run(connection, run_id, self._vo)
             query = _events(number).where(
                 events.c.task == _task_row(connection, number, task).id,
                 events.c.first <= index,
@@ -213,7 +206,7 @@ class SqlReader:
         It cannot for a task that reads what a loop comes to.
         """
         with self._database.read() as connection:
-            number, run = find_run(connection, run_id)
+            number, run = find_run(connection, run_id, self._vo)
             found = _task_row(connection, number, task).id
             query = sa.select(tasks.c.spec).where(tasks.c.run == number, tasks.c.id == found)
             return upstream_of(parse_task(connection.execute(query).scalar(), run))
@@ -222,7 +215,7 @@ class SqlReader:
         """Names of the sites that jobs of the run were given, by name."""
         b = bundles.c
         with self._database.read() as connection:
-            number, _ = find_run(connection, run_id)
+            number, _ = find_run(connection, run_id, self._vo)
             query = sa.select(b.site).where(b.run == number, b.site.is_not(None))
             return list(connection.execute(query.distinct().order_by(b.site)).scalars())
 
@@ -238,7 +231,7 @@ class SqlReader:
         """
         a = attempts.c
         with self._database.read() as connection:
-            number, _ = find_run(connection, run_id)
+            number, _ = find_run(connection, run_id, self._vo)
             on = sa.and_(bundles.c.run == a.run, bundles.c.id == a.bundle)
             b = bundles.c
             query = (
@@ -259,12 +252,12 @@ class SqlReader:
             No such bundle.
         """
         with self._database.read() as connection:
-            number, _ = find_run(connection, run_id)
+            number, _ = find_run(connection, run_id, self._vo)
             query = _with_task(sa.select(bundles, tasks.c.name), bundles)
             query = query.where(bundles.c.run == number, bundles.c.id == bundle)
             row = connection.execute(query).mappings().first()
         if row is None:
-            raise StoreError(f"run {run_id} has no bundle {bundle}")
+            raise NotInRun(f"run {run_id} has no bundle {bundle}")
         found = {key: value for key, value in row.items() if key not in ("run", "name", "count")}
         listed = row["jobs"] or list(range(row["first"], row["last"] + 1))
         return {**found, "task": row["name"], "jobs": listed}
@@ -279,7 +272,7 @@ class SqlReader:
         """
         a, b = attempts.c, bundles.c
         with self._database.read() as connection:
-            number, _ = find_run(connection, run_id)
+            number, _ = find_run(connection, run_id, self._vo)
             oldest = _oldest_bundle(connection, number, limit)
             on = sa.and_(
                 a.run == b.run, a.task == b.task, a.idx.between(b.first, b.last), a.bundle == b.id
@@ -297,115 +290,92 @@ class SqlReader:
         """Requests not carried out yet, oldest first: ``id, kind, body, created``."""
         r = requests.c
         with self._database.read() as connection:
-            number, _ = find_run(connection, run_id)
+            number, _ = find_run(connection, run_id, self._vo)
             query = sa.select(r.id, r.kind, r.body, r.created)
             query = query.where(r.run == number, r.done.is_(None)).order_by(r.id)
             return [dict(row) for row in connection.execute(query).mappings()]
 
-    def _jobs(
-        self, run_id: str, task: str | None, status: int | None, index: int | None
-    ) -> Iterator[Row]:
+    def request(self, run_id: str, request: int) -> Row:
+        """One request: ``id, kind, status`` (``open``, ``done`` or ``refused``) and ``reason``.
+
+        Raises
+        ------
+        RunNotFound, NotInRun
+        """
+        r = requests.c
         with self._database.read() as connection:
-            number, _ = find_run(connection, run_id)
+            number, full = find_run(connection, run_id, self._vo)
+            query = sa.select(r.id, r.kind, r.done).where(r.run == number, r.id == request)
+            row = connection.execute(query).first()
+        if row is None:
+            raise NotInRun(f"run {full} has no request {request}")
+        told = {"id": row.id, "kind": row.kind, "status": "open", "reason": ""}
+        return told if row.done is None else {**told, **self._answer(full, request)}
+
+    def _answer(self, run_id: str, request: int) -> Row:
+        rows, _ = self.noted(run_id, "request_refused")
+        for row in rows:
+            if row["detail"]["request"] == request:
+                return {"status": "refused", "reason": row["reason"]}
+        return {"status": "done"}
+
+    def jobs_page(
+        self,
+        run_id: str,
+        only: tuple[str | None, str | None, int | None],
+        after: tuple[int, int],
+        limit: int,
+    ) -> tuple[list[Row], tuple[int, int] | None]:
+        """Return some jobs, and where the next page begins; None: there is none.
+
+        Parameters
+        ----------
+        run_id : str
+        only : (str, str, int)
+            Task, state and index, each None: any; as of :meth:`jobs`.
+        after : (int, int)
+            Id of a task, and index: the last job of the page before.
+        limit : int
+        """
+        task, status, index = only
+        wanted = _code_of(status)
+        found = list(islice(self._jobs(run_id, (task, wanted, index), after), limit + 1))
+        page = [row for _, row in found[:limit]]
+        last = None if len(found) <= limit else (found[limit - 1][0], page[-1]["index"])
+        return page, last
+
+    def _jobs(
+        self,
+        run_id: str,
+        only: tuple[str | None, int | None, int | None],
+        after: tuple[int, int] = (-1, -1),
+    ) -> Iterator[tuple[int, Row]]:
+        """Yield jobs with the ids of their tasks."""
+        task, status, index = only
+        with self._database.read() as connection:
+            number, _ = find_run(connection, run_id, self._vo)
             query = sa.select(*_LIGHT_TASK).where(tasks.c.run == number).order_by(tasks.c.id)
             chosen = connection.execute(query).all()
             if task is not None:
                 chosen = [_task_row(connection, number, task)]
             for row in chosen:
+                if row.id < after[0]:
+                    continue
                 wanted = status
                 if row.internal and task is None:
                     wanted = JOB_CODE[JobStatus.FAILED]
                     if status not in (None, wanted):
                         continue
-                yield from _JobsOfTask(connection, row, wanted).rows(index)
+                begin = after[1] + 1 if row.id == after[0] else 0
+                for found in JobsOfTask(connection, row, wanted).rows(index, begin):
+                    yield row.id, found
 
 
-@dataclass(frozen=True, slots=True)
-class _JobsOfTask:
-    """The jobs of one task, in one state (None: in any)."""
-
-    connection: sa.Connection
-    task: sa.Row[Any]
-    status: int | None
-
-    def rows(self, index: int | None) -> Iterator[Row]:
-        """Yield them by index, or the one of ``index``."""
-        total = self.task.n if self.status is None else self._count(self.status)
-        if index is not None:
-            if 0 <= index < self.task.n:
-                yield from self._merged(index, index + 1)
-        elif self.status is not None and self.status == self.task.initial:
-            yield from islice(self._initial(total), total)
-        else:
-            # Once all that the task counts are found there is no need to look further.
-            yield from islice(self._merged(0, self.task.n), total)
-
-    def _count(self, status: int) -> int:
-        return int(getattr(self.task, COUNTS[status]))
-
-    def _initial(self, total: int) -> Iterator[Row]:
-        """Jobs in their first state: mostly those beyond the last that has a row."""
-        j = jobs.c
-        last = sa.select(sa.func.max(j.idx)).where(j.run == self.task.run, j.task == self.task.id)
-        found = self.connection.execute(last).scalar()
-        begin = 0 if found is None else found + 1
-        if self.task.n - begin < total:
-            yield from self._merged(0, begin)
-        yield from self._missing(begin, self.task.n)
-
-    def _merged(self, first: int, end: int) -> Iterator[Row]:
-        """Rows and, between them, jobs that have none."""
-        gaps = self.status in (None, self.task.initial)
-        name, expected = self.task.name, first
-        for found in self._query(first, end):
-            if gaps:
-                yield from self._missing(expected, found[0])
-                expected = found[0] + 1
-            if self.status in (None, found[1]):
-                row = dict(zip(_JOB_KEYS, found, strict=True))
-                row["status"], row["reason"] = JOB_CODES[found[1]].value, row["reason"] or ""
-                yield {"task": name, **row}
-        if gaps:
-            yield from self._missing(expected, end)
-
-    def _missing(self, first: int, end: int) -> Iterator[Row]:
-        same = {"task": self.task.name, **_NO_ROW, "status": JOB_CODES[self.task.initial].value}
-        for index in range(first, end):
-            yield {**same, "index": index}
-
-    def _query(self, first: int, end: int) -> Iterator[Sequence[Any]]:
-        j = jobs.c
-        query = sa.select(*_JOB_COLUMNS).select_from(jobs)
-        query = query.outerjoin(attempts, _ON_ATTEMPT).outerjoin(bundles, _ON_BUNDLE)
-        query = query.where(j.run == self.task.run, j.task == self.task.id).order_by(j.idx)
-        query = query.where(self._places(first, end))
-        if self.status is not None and self.status != self.task.initial:
-            query = query.where(j.status == self.status)
-        # Closed also when the caller has seen enough: PostgreSQL keeps a cursor for it.
-        with self.connection.execution_options(yield_per=1000).execute(query) as rows:
-            for part in rows.partitions():
-                yield from part
-
-    def _places(self, first: int, end: int) -> sa.ColumnElement[bool]:
-        """Tell the database where jobs in this state can only be."""
-        j, b = jobs.c, bundles.c
-        if self.status is None or self.status == self.task.initial:
-            return j.idx.between(first, end - 1)
-        if self.status > OFF_PATH:
-            # Planners take the partial index for its condition word for word, if they need
-            # nothing else; so it is asked for the indices alone.
-            off = jobs.alias("off")
-            found = sa.select(off.c.idx).where(sa.text(f"off.status > {OFF_PATH}"))
-            found = found.where(off.c.run == self.task.run, off.c.task == self.task.id)
-            found = found.where(off.c.status == self.status, off.c.idx.between(first, end - 1))
-            return j.idx.in_(found)
-        if JOB_CODES[self.status] in JOB_LIVE:
-            ends = sa.select(sa.func.min(b.first), sa.func.max(b.last))
-            ends = ends.where(b.run == self.task.run, b.task == self.task.id, b.ended.is_(None))
-            low, high = self.connection.execute(ends).one()
-            if low is not None:
-                first, end = max(first, low), min(end, high + 1)
-        return j.idx.between(first, end - 1)
+def _code_of(status: str | None) -> int | None:
+    if status is not None and status not in list(JobStatus):
+        states = ", ".join(JobStatus)
+        raise NotInRun(f"no job state {status!r}: use one of {states}")
+    return None if status is None else JOB_CODE[JobStatus(status)]
 
 
 def _counts(connection: sa.Connection, numbers: Sequence[int]) -> dict[int, dict[str, int]]:
@@ -420,8 +390,16 @@ def _by_state(counts: Sequence[int]) -> dict[str, int]:
 
 
 def _run(row: sa.Row[Any]) -> Row:
-    keys = ("id", "name", "status", "reason", "created", "started", "ended")
-    return {key: getattr(row, key) for key in keys}
+    keys = ("id", "name", "status", "reason", "created", "started", "ended", "vo", "submitter")
+    return {**{key: getattr(row, key) for key in keys}, "served": bool(row.served)}
+
+
+def _unattended(connection: sa.Connection) -> sa.ColumnElement[bool]:
+    """Whether a run that was left with a server has waited for a runner for some seconds."""
+    now: sa.ColumnElement[float] = sa.literal_column(NOW[connection.dialect.name], sa.Double)
+    free = sa.or_(runs.c.lease_until.is_(None), runs.c.lease_until < now)
+    ended = runs.c.status.in_([str(status) for status in RUN_TERMINAL])
+    return sa.and_(runs.c.served, ~ended, free, runs.c.created < now - _PROMPT_S)
 
 
 def _task(row: sa.Row[Any]) -> Row:
@@ -436,7 +414,7 @@ def _task_row(connection: sa.Connection, number: int, name: str) -> sa.Row[Any]:
     if row is None:
         listed = connection.execute(query.order_by(tasks.c.id)).all()
         names = ", ".join(task.name for task in listed if not task.internal)
-        raise StoreError(f"the run has no task {name!r}; it has {names}")
+        raise NotInRun(f"the run has no task {name!r}; it has {names}")
     return row
 
 

@@ -151,9 +151,9 @@ class SqlStore:
             assert key is not None
             return int(key[0])
 
-    def reader(self) -> SqlReader:
-        """Return read access."""
-        return SqlReader(self._database)
+    def reader(self, vo: str | None = None) -> SqlReader:
+        """Return read access, to runs of one virtual organisation where one is named."""
+        return SqlReader(self._database, vo)
 
     def state(self, run_id: str) -> RunState:
         """Return a run as last committed, without taking its lease.

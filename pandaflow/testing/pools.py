@@ -32,6 +32,7 @@ from pandaflow.grid.messages import (
     Verdict,
 )
 from pandaflow.grid.pool import NotThere, Pool
+from pandaflow.testing.pool_pace import PaceTests
 from pandaflow.testing.pool_reports import QueueTests, ReportTests
 from pandaflow.testing.pool_scene import (
     HEARTBEAT,
@@ -409,5 +410,5 @@ class _VisibilityTests(PoolBase):
         assert new == {"ready": 2, "held": 2, "unread": 1, "pilots": 1}
 
 
-class PoolTests(_DriverTests, _MatchingTests, ReportTests, QueueTests, _VisibilityTests):
+class PoolTests(_DriverTests, _MatchingTests, ReportTests, QueueTests, PaceTests, _VisibilityTests):
     """What the pool must do on every database. The subclass brings a fixture ``database``."""

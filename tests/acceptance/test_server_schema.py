@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings  # noqa: E402
 from schemathesis import checks  # noqa: E402
 from schemathesis.core.result import Ok  # noqa: E402
 
-from pandaflow.grid.messages import QueueBody  # noqa: E402
+from pandaflow.grid.places import QueueBody  # noqa: E402
 from pandaflow.testing.grid import GridServer  # noqa: E402
 
 checks.load_all_checks()

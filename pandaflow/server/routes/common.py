@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from pandaflow.grid.identity import Actor
-from pandaflow.grid.messages import Problem
+from pandaflow.grid.places import Problem
 from pandaflow.server.problems import MEDIA, Refusal
 from pandaflow.server.service import Service
 
@@ -87,6 +87,7 @@ _WORDS = {
     408: "The body came too slowly",
     409: "Something is in the way",
     413: "The body is too large",
+    416: "The file has no such part",
     415: "The body is not of the right kind",
     422: "The body or a parameter is no good; `errors` says where",
     429: "Too many requests; `Retry-After` says when to come again",

@@ -392,6 +392,7 @@ def test_building_says_nothing():
     assert "A new study" in after
     assert "ExperimentalWarning" in after
 
+
 def test_a_sampler_object_is_exact_and_stays_untouched():
     with pytest.warns(library.exceptions.ExperimentalWarning):
         sampler = library.samplers.PartialFixedSampler({"c": "y"}, library.samplers.TPESampler())

@@ -35,10 +35,10 @@ from pandaflow.grid.messages import (
     Leased,
     Outcome,
     PilotUpdate,
-    QueueBody,
     Report,
     Trouble,
 )
+from pandaflow.grid.places import QueueBody
 from pandaflow.grid.pool import Pool
 from pandaflow.store.database import Database
 from pandaflow.testing import payloads
