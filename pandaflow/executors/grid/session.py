@@ -42,6 +42,8 @@ AHEAD_S = 10.0
 _GATHER_S = 0.02
 #: Seconds until a request that failed is made again: at first, and at most.
 _BACK_OFF_S = (0.5, 30.0)
+#: Seconds that the first question for outcomes may take: its answer also tells why bundles wait.
+_SOON_S = 1.0
 #: Outcomes to ask for at once.
 _OUTCOMES = 500
 #: Bundles of a run that the pool may list at once.
@@ -150,8 +152,8 @@ class GridSession:
             self._ask_with(client)
 
     def _ask_with(self, client: GridClient) -> None:
-        # The first answer tells at once why bundles wait; what nothing happens to can wait longer.
-        after, wait, delay = 0, 0.0, _BACK_OFF_S[0]
+        # The first answers tell soon why bundles wait; where nothing happens they may take longer.
+        after, wait, delay = 0, min(_SOON_S, self._settings.wait), _BACK_OFF_S[0]
         while not self._over.is_set():
             try:
                 asked = time.monotonic()
@@ -164,9 +166,9 @@ class GridSession:
                 self._over.wait(delay * random.uniform(0.5, 1.0))
                 delay = min(2 * delay, _BACK_OFF_S[1])
                 continue
-            wait = min(2 * wait + 1, self._settings.wait)
+            wait = min(2 * wait, self._settings.wait)
             if heard.outcomes:
-                after, wait = heard.outcomes[-1].seq, min(1.0, self._settings.wait)
+                after, wait = heard.outcomes[-1].seq, min(_SOON_S, self._settings.wait)
 
     # --- the thread of orders -----------------------------------------------------------
 
