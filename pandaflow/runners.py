@@ -139,7 +139,9 @@ class RunnerService:
         self._drives: dict[str, _Drive] = {}
         self._later = BackOff()
         self._lock = threading.Lock()
-        self._stopping, self._bell = threading.Event(), threading.Event()
+        self._bell = threading.Event()
+        # A plain flag: a handler of signals that takes a lock may wait for the code it interrupts.
+        self._stopping = False
         settings.places(ServedRun("", "", "", ended=False))  # refuses bad settings now
 
     def serve(self, *, once: bool = False) -> None:
@@ -161,7 +163,7 @@ class RunnerService:
         told = ", ".join(vos) if any(vos) else "everybody"
         logger.info("%s drives runs of %s, %d at once", self._me, told, self._settings.runs)
         try:
-            while not self._stopping.is_set():
+            while not self._stopping:
                 taken = self._look(vos)
                 if once and not taken and not self._drives:
                     return
@@ -171,8 +173,7 @@ class RunnerService:
 
     def stop(self) -> None:
         """Make :meth:`serve` give its runs back and return. Safe in a signal's handler."""
-        self._stopping.set()
-        self._bell.set()
+        self._stopping = True
 
     # --- finding runs -------------------------------------------------------------------
 
@@ -211,7 +212,7 @@ class RunnerService:
         taken = 0
         for run in due:
             taken += self._take(run)
-            if taken == min(free, _AT_ONCE) or self._stopping.is_set():
+            if taken == min(free, _AT_ONCE) or self._stopping:
                 break
         return taken
 
@@ -219,8 +220,7 @@ class RunnerService:
         """Wait for the next look, never as long as another runner does."""
         longest = POLL_S / 5 if taken else POLL_S
         self._bell.wait(longest * random.uniform(0.5, 1.0))
-        if not self._stopping.is_set():
-            self._bell.clear()
+        self._bell.clear()
 
     # --- driving ------------------------------------------------------------------------
 

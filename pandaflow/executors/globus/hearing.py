@@ -101,6 +101,7 @@ class Hearing:
     def _said(self, flight: Flight, at: int, result: Any) -> None:
         assert flight.commands is not None
         said = shell.hear(result)
+        self._check_places(flight, said)
         flight.answers[at] = said
         self._account.begun(flight, said.began, said.host)
         if len(flight.answers) < len(flight.commands.positions):
@@ -118,6 +119,13 @@ class Hearing:
                 self._account.results,
             )
         )
+
+    def _check_places(self, flight: Flight, said: outcome.Said) -> None:
+        shared = wire.local_path(self._settings.data) if self._settings.data else None
+        for blob in said.files.values():
+            if isinstance(blob, wire.Ref):
+                folder = f"{shared}/{flight.spec.run}" if shared else ""
+                wire.check_within(blob, folder, "an endpoint")
 
     # --- failures -----------------------------------------------------------------------
 

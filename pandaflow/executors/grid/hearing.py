@@ -12,6 +12,7 @@ from pandaflow.data.results import ResultStore
 from pandaflow.executors.grid.avoiding import Avoided
 from pandaflow.executors.grid.commands import failure, said
 from pandaflow.executors.grid.sending import Sent
+from pandaflow.executors.outcome import parse_ended
 from pandaflow.executors.remote import wire
 from pandaflow.executors.remote.account import Account, refused
 from pandaflow.executors.remote.outcome import keep, keep_commands, said_in, unwritten
@@ -58,6 +59,22 @@ class Hearing:
             self._account.lose(flight, str(error))
         except OSError as error:
             self._account.tell(unwritten(flight.spec, error, self._account.results))
+
+    def miss(self, flight: Sent) -> None:
+        """Take that nothing will be heard of a bundle: the pool has nothing of the run any more.
+
+        Somebody else has heard how it ended, such as a driver that did not know yet that it had
+        lost the run. Before it acknowledged that, it wrote the values down.
+        """
+        results = self._account.results
+        location = results.find(flight.number)
+        try:
+            if location is None:
+                raise DataError("the pool knows nothing of it any more")
+            report = results.header(location).get("report", {})
+            self._account.ended(parse_ended(report, flight.number, len(flight.spec.jobs)))
+        except DataError as error:
+            self._account.lose(flight, str(error))
 
     def _ended(self, flight: Sent, outcome: Outcome) -> None:
         if outcome.error is not None:

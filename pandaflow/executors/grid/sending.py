@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from pathlib import Path
 
 from pandaflow import __version__
 from pandaflow.core import brokerage
@@ -246,12 +247,22 @@ class Sender:
         wire.write(url, packed)
         return wire.pack(wire.Ref(url, len(packed)))
 
+    def _may_read(self, path: str) -> bool:
+        """Tell whether a file of this machine is one that the run's owner may see.
+
+        A service could read what is not theirs, and a workflow names any path.
+        """
+        if self._settings.name is None:
+            return True
+        own = self._account.results.local
+        return own is not None and Path(path).resolve().is_relative_to(Path(own).resolve())
+
     def _upload(self, file: File) -> str | None:
         """Put a file of this machine where pilots reach it, once for all jobs that read it."""
-        if not self.data:
-            return None
         path = wire.local_path(file.path)
         assert path is not None  # others are not asked about
+        if not self.data or not self._may_read(path):
+            return None
         url = f"{self.data}/inputs/{local_name(file)}"
         if url not in self._copies:
             with open(path, "rb") as source:

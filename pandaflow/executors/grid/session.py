@@ -43,6 +43,8 @@ AHEAD_S = 10.0
 _GATHER_S = 0.02
 #: Seconds until a request that failed is made again: at first, and at most.
 _BACK_OFF_S = (0.5, 30.0)
+#: Seconds that the first question for outcomes may take: its answer also tells why bundles wait.
+_SOON_S = 1.0
 #: Outcomes to ask for at once.
 _OUTCOMES = 500
 #: Bundles of a run that the pool may list at once.
@@ -153,22 +155,23 @@ class GridSession:
             self._ask_with(client)
 
     def _ask_with(self, client: GridClient) -> None:
-        # The first answer tells at once why bundles wait; what nothing happens to can wait longer.
-        after, wait, delay = 0, 0.0, _BACK_OFF_S[0]
+        # The first answers tell soon why bundles wait; where nothing happens they may take longer.
+        after, wait, delay = 0, min(_SOON_S, self._settings.wait), _BACK_OFF_S[0]
         while not self._over.is_set():
             try:
+                asked = time.monotonic()
                 heard = client.outcomes(self._run, after=after, wait=wait, limit=_OUTCOMES)
                 delay = _BACK_OFF_S[0]
-                self._orders.ask("heard", heard)
+                self._orders.ask("heard", (heard, asked))
             except SiteError as error:
                 if not self._orders.put("unheard", str(error)):
                     return
                 self._over.wait(delay * random.uniform(0.5, 1.0))
                 delay = min(2 * delay, _BACK_OFF_S[1])
                 continue
-            wait = min(2 * wait + 1, self._settings.wait)
+            wait = min(2 * wait, self._settings.wait)
             if heard.outcomes:
-                after, wait = heard.outcomes[-1].seq, min(1.0, self._settings.wait)
+                after, wait = heard.outcomes[-1].seq, min(_SOON_S, self._settings.wait)
 
     # --- the thread of orders -----------------------------------------------------------
 
@@ -190,7 +193,7 @@ class GridSession:
             case "cancel":
                 self._withdraw(self._account.drop(what))
             case "heard":
-                self._heard(what)
+                self._heard(*what)
             case "unheard":
                 self._look(replace(self._view, silence=what))
         return None
@@ -220,9 +223,13 @@ class GridSession:
         except OSError as error:  # only the next driver would miss it
             logger.warning("%s: the journal cannot be written: %s", self._run, error)
 
-    def _heard(self, heard: Outcomes) -> None:
+    def _heard(self, heard: Outcomes, asked: float) -> None:
         for outcome in heard.outcomes:
             self._hearing.hear(outcome)
+        if not (heard.outcomes or heard.ready or heard.running):
+            for flight in list(self._account.flights.values()):
+                if 0 < flight.sent < asked:
+                    self._hearing.miss(flight)
         self._stopping = self._stopping and heard.running > 0
         slots = max(self._settings.slots, heard.slots)
         waiting = heard.waiting if heard.ready else ""

@@ -135,11 +135,11 @@ def _check_values(data: bytes, spec: BundleSpec, ended: BundleEnded | None) -> N
         header = parse_header(data[:end], "the reply")
         jobs = [job for start, stop in _spans(header["jobs"]) for job in range(start, stop)]
         about = (header["run"], header["bundle"], compact(jobs), header["nbytes"])
-        parse_ended(header["report"], spec.bundle, len(spec.jobs))
+        told = parse_ended(header["report"], spec.bundle, len(spec.jobs))
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"the reply has damaged values: {error}") from error
     size = len(data) - end
-    wrong = ended is None or ended.nbytes != size
+    wrong = ended is None or ended.nbytes != size or told.location != ended.location
     if wrong or about != (spec.run, spec.bundle, compact(spec.jobs), size):
         raise DataError("the reply has the values of another bundle")
 

@@ -380,3 +380,10 @@ def test_local_folders_need_no_fsspec(tmp_path: Path) -> None:
 def test_cloudpickle_is_the_second_opinion() -> None:
     encoded = encode([lambda x: x + 1])
     assert encoded.encoding == "pickle" and cloudpickle.loads(encoded.body)[0](1) == 2
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../secret", "a/../../secret", "memory://x/y"])
+def test_names_of_blobs_do_not_lead_out_of_the_run(tmp_path: Any, name: str) -> None:
+    (tmp_path / "secret").write_text("secret")
+    with pytest.raises(DataError, match="no name of a blob"):
+        ResultStore(str(tmp_path / "run")).get(name)

@@ -131,7 +131,7 @@ def test_what_failed_results_mean() -> None:
     assert judge(ConnectionError("cut"))[0] == "unheard"
 
 
-def test_outcome_of_damaged_scripts() -> None:
+def test_outcome_of_damaged_scripts(make: Any, tmp_path: Path) -> None:
     import pytest
 
     from pandaflow.core.errors import DataError
@@ -140,4 +140,5 @@ def test_outcome_of_damaged_scripts() -> None:
     for result in ({"stdout": "something else", "stderr": "bash: no"}, "text", None):
         with pytest.raises(DataError, match="did not come to its end"):
             shell.hear(result)
-    assert outcome.keep(wire.Reply(1), None) is None  # type: ignore[arg-type]
+    spec, results = make(1, payloads.double, [1]).spec, ResultStore(str(tmp_path))
+    assert outcome.keep(wire.Reply(1), spec, results) is None

@@ -18,12 +18,13 @@ from pandaflow import __version__
 from pandaflow.core.errors import SiteError
 from pandaflow.core.events import BundleEnded, BundleLost, BundleStarted, Event
 from pandaflow.core.model import File, Resources
-from pandaflow.data.results import ResultStore
+from pandaflow.data.results import ResultStore, encode
 from pandaflow.executors.grid import names
 from pandaflow.executors.grid.hearing import Hearing
 from pandaflow.executors.grid.sending import Sender, Sent
 from pandaflow.executors.grid.session import GridSession, _line
 from pandaflow.executors.grid.settings import GridSettings, make_settings
+from pandaflow.executors.outcome import pack_ended
 from pandaflow.executors.remote import wire
 from pandaflow.executors.remote.account import Account
 from pandaflow.executors.remote.journal import Journal
@@ -174,6 +175,20 @@ def test_large_inputs_lie_in_the_store_or_are_refused(desk: Any, tmp_path: Path)
     assert wire.work_of(leased.work).spec.bundle == 2
     other.sender.clear()
     assert not (tmp_path / "data" / "run-1").exists()
+
+
+def test_services_send_no_files_of_theirs(desk: Any, tmp_path: Path) -> None:
+    """A run that somebody left could name any path of the machine where it is driven."""
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "run/files").mkdir(parents=True)
+    (tmp_path / "run/files/x").write_text("an output of before")
+    (tmp_path / "run/files/link").symlink_to(tmp_path / "secret")
+    books = desk(data=str(tmp_path / "data"), name="")
+    books.account.results = ResultStore(str(tmp_path / "run"))
+    files = [File(str(tmp_path / name)) for name in ("secret", "run/files/link", "run/files/x")]
+    uploaded = [books.sender._upload(file) for file in files]
+    assert uploaded[:2] == [None, None]
+    assert Path(uploaded[2]).read_text() == "an output of before"
 
 
 def test_files_of_this_machine_are_put_into_the_store(desk: Any, tmp_path: Path) -> None:
@@ -414,6 +429,40 @@ def _until(holds: Callable[[], object]) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.02)
+
+
+def test_what_somebody_else_has_heard_is_found_in_the_results(
+    server: GridServer, make: Any, tmp_path: Path
+) -> None:
+    """A driver that had lost its lease, and did not know, has acknowledged these."""
+    settings = make_settings(server.url, {"credentials": Nobody(), "wait": 0.1})
+    with server.client() as client:
+        client.put_queue("here", QueueBody())
+        books = Desk(server, make, tmp_path, wait=0.1)
+        for number in (1, 2):
+            books.take(number, "true", [number])
+        sent = books.sender.send()
+        Journal(ResultStore(str(tmp_path)), "grid").append([_line(flight) for flight in sent])
+        events: list[Event] = []
+        session = GridSession(settings, "run-1", str(tmp_path), events.append)
+        try:
+            assert session.adopt([1, 2]) == {1, 2}
+            spec = sent[0].spec
+            told = BundleEnded(at=1.0, bundle=1, location=ResultStore(str(tmp_path)).place(1))
+            ResultStore(str(tmp_path)).save(spec, encode(["a"]), pack_ended(told))
+            client.cancel("run-1")  # gone from the pool, and nobody will tell
+            deadline = time.monotonic() + 60
+            while len([e for e in events if isinstance(e, BundleEnded | BundleLost)]) < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        finally:
+            session.close()
+    first, second = sorted(
+        (e for e in events if isinstance(e, BundleEnded | BundleLost)), key=lambda e: e.bundle
+    )
+    assert first == told
+    assert isinstance(second, BundleLost)
+    assert not second.charged
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
