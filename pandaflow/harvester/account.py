@@ -18,6 +18,9 @@ AGAIN = 20.0
 #: Seconds after its end for which a word of a pilot may have been on its way; seconds without one
 #: after which a pilot without work has probably ended.
 _AFTER, _LATELY = 5.0, 60.0
+#: Seconds for which a pilot that lives may seem silent: it asks for work each 20 s, reports at
+#: least each minute, and the server does not write down every word.
+SILENT = 90.0
 #: Seconds for which a system that has just taken a pilot may not know it yet.
 FRESH = 10.0
 
@@ -174,10 +177,9 @@ def _polled(record: Record, state: PilotState | None, now: float) -> Record:
 
 def _over(record: Record, state: PilotState, now: float) -> Record:
     code = "" if state.code is None else f"exit code {state.code}"
-    said = ", ".join(part for part in (code, state.reason) if part)
-    told = f"{record.why} ({said})" if record.wish and said else record.why or said
-    if not record.wish:
-        told = said
+    told = ", ".join(part for part in (code, state.reason) if part)
+    if record.wish:
+        told = f"{record.why} ({code or state.reason or 'gone'})"
     return replace(record, phase="gone", code=state.code, why=told, ended=now)
 
 
@@ -211,7 +213,7 @@ def ghosts(
         if each.phase != "running" or each.wish == "cancel" or each.began is None:
             continue
         last = max(each.heard or each.began, since)
-        patience = ghost if each.heard is None else max(ghost, heartbeat)
+        patience = ghost if each.heard is None else max(ghost, heartbeat, SILENT)
         if now - last > patience:
             word = "never heard of" if each.heard is None else "silent"
             yield Leave(each.name, "cancel", f"a ghost: {word} for {now - last:.0f} s")

@@ -39,7 +39,7 @@ ghost = "5 min"                              # silence of a pilot that its syste
 backoff = "30 s"                             # first pause after pilots that did not come to life
 
 # A table for each queue, by its name on the server; in it one table that names the submitter:
-# local, slurm, sge, pbs, htcondor or lsf.
+# local, slurm, sge, pbs, htcondor, lsf, kubernetes or ssh.
 [queues.here]
 [queues.here.local]
 

@@ -171,13 +171,13 @@ def plan(
     for each in sorted(wanted, key=lambda each: (-each.needs.cores, -(each.needs.memory or 0))):
         hall.seat(each, shapes, tags)
     ours = [seat for seat in seats if seat.ours]
+    leave = tuple(_leaving(ours, hall.used, limits))
     if limits.shut:
-        return Plan(leave=tuple(_on_their_way(ours, limits.shut)), why=limits.shut)
+        return Plan(leave=leave, why=limits.shut)
     short = limits.min_pilots - sum(not seat.leaving for seat in ours) - hall.wanted
     if short > 0:
         hall.new[shapes[0]] += short
     allowed, why = _allowed(ours, limits)
-    leave = tuple(_leaving(ours, hall.used, limits))
     submit = _share(hall.new, allowed)
     fewer = hall.wanted > sum(each.pilots for each in submit)
     return Plan(submit, leave, hall.wanted, hall.unserved, why if fewer else "")
@@ -344,19 +344,13 @@ def _share(new: Mapping[Shape, int], allowed: int) -> tuple[Submit, ...]:
 # --- who goes -----------------------------------------------------------------------------
 
 
-def _on_their_way(ours: Iterable[Seat], why: str) -> Iterable[Leave]:
-    for seat in ours:
-        if seat.stage == "waiting" and not seat.leaving:
-            yield Leave(seat.name, "cancel", why)
-
-
 def _leaving(ours: Sequence[Seat], used: set[str], limits: Limits) -> Iterable[Leave]:
     staying = [seat for seat in ours if not seat.leaving]
     staying.sort(key=_loss)
     spare, over = len(staying) - limits.min_pilots, len(staying) - limits.max_pilots
     for seat in staying:
         why = _why(seat, seat.name in used, over, limits)
-        if why and (over > 0 or spare > 0):
+        if why and (over > 0 or spare > 0 or limits.shut):
             over, spare = over - 1, spare - 1
             unheard = seat.stage in ("waiting", "starting")
             yield Leave(seat.name, "cancel" if unheard else "drain", why)
@@ -374,6 +368,8 @@ def _why(seat: Seat, used: bool, over: int, limits: Limits) -> str:
         return ""  # its system does not know it yet
     if over > 0:
         return f"max_pilots={limits.max_pilots}"
+    if seat.stage == "waiting" and limits.shut:
+        return limits.shut
     if seat.stage == "waiting" and not used and seat.since > LINGER:
         return "nothing waits for it any more"
     if seat.stage == "idle" and not used and seat.since > limits.idle:
