@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from pandaflow.harvester.submitter import (
     Submitter,
     SubmitterSettings,
 )
+from pandaflow.harvester.tidying import tidy
 
 Line = Annotated[str, Field(min_length=1, max_length=4_000, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -72,6 +74,7 @@ class BatchSettings(SubmitterSettings):
         control = Control(self.backend(), self.commands_env)
         own = folder if self.folder is None else self.folder.expanduser().absolute() / label
         own.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tidy(own, label, time.time())
         return Batch(self, control, label, own)
 
     def preview(self, order: Order, name: str) -> str:

@@ -27,6 +27,7 @@ from pandaflow.harvester.submitter import (
     Submitter,
     SubmitterSettings,
 )
+from pandaflow.harvester.tidying import tidy
 
 #: Lets the next shell go on alone, and notes it: all of it is done even if the harvester dies now.
 _LAUNCH = """\
@@ -68,6 +69,7 @@ class LocalSettings(SubmitterSettings):
     def open(self, label: str, folder: Path) -> Submitter:
         """Return the submitter."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tidy(folder, label, time.time())
         return Local(self, label, folder)
 
     def preview(self, order: Order, name: str) -> str:

@@ -17,6 +17,7 @@ from pandaflow.grid.http import GridClient
 from pandaflow.harvester.journal import KEPT, Journal, locked
 from pandaflow.harvester.keeper import Keeper
 from pandaflow.harvester.settings import Settings
+from pandaflow.harvester.token import PilotToken
 
 logger = logging.getLogger("pandaflow.harvester")
 
@@ -34,6 +35,11 @@ class Harvester:
     def __init__(self, settings: Settings, credentials: Credentials | None = None) -> None:
         self._settings, self._credentials = settings, credentials
         self._stop = threading.Event()
+        here = settings.harvester
+        self._token: PilotToken | None = None
+        if here.pilot_client is not None and here.pilot_token_file is not None:
+            path = here.pilot_token_file.expanduser().absolute()
+            self._token = PilotToken(here.pilot_client, path)
 
     def stop(self) -> None:
         """End soon; pilots go on. May be called from a signal handler."""
@@ -84,6 +90,8 @@ class Harvester:
     def _keep(self, keeper: Keeper, once: bool, drain: bool) -> int:
         left = 0
         while not self._stop.is_set():
+            if self._token is not None:
+                self._token.renew()
             left = keeper.round(drain)
             if once or (drain and not left):
                 break

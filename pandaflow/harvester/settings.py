@@ -11,9 +11,17 @@ import tomllib
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from pandaflow.core.brokerage import Site
 from pandaflow.core.errors import PandaflowError, WorkflowError
@@ -22,6 +30,7 @@ from pandaflow.grid.auth.web import safe
 from pandaflow.grid.places import Queue
 from pandaflow.harvester.kinds import KINDS, settings_of
 from pandaflow.harvester.submitter import Order, Shape, SubmitterSettings
+from pandaflow.harvester.token import PilotClient
 from pandaflow.harvester.toml import place
 
 EXAMPLE = """\
@@ -33,10 +42,18 @@ name = "main"                                # one harvester of a name for a ser
 server = "https://pandaflow.example.org"
 # ca = "/etc/pandaflow/ca.pem"               # whom to trust; the pilots as well
 # state = "/var/lib/pandaflow/harvester"     # its notes; default: below ~/.local/state
-# pilot_token_file = "/etc/pandaflow/pilot"  # what pilots show to the server
+# pilot_token_file = "/shared/pandaflow/pilot-token"   # what pilots show to the server
 every = "10 s"                               # between two looks at a queue
 ghost = "5 min"                              # silence of a pilot that its system says runs
 backoff = "30 s"                             # first pause after pilots that did not come to life
+
+# Keeps a good token in that file, of a client of its own.
+# [harvester.pilot_client]
+# issuer = "https://iam.example.org/"
+# client_id = "pandaflow-pilots"
+# secret_file = "/etc/pandaflow/pilot-secret"
+# audience = "https://pandaflow.example.org"
+# scopes = "pf.pilot"
 
 # A table for each queue, by its name on the server; in it one table that names the submitter:
 # local, slurm, sge, pbs, htcondor, lsf, kubernetes or ssh.
@@ -135,6 +152,8 @@ class HarvesterSettings(_Table):
     name : str
     server : str
     ca, state, pilot_token_file : Path or None
+    pilot_client : PilotClient or None
+        Who gets the token that is kept in that file.
     every, ghost, backoff : float
         Seconds.
     """
@@ -144,9 +163,16 @@ class HarvesterSettings(_Table):
     ca: Path | None = None
     state: Path | None = None
     pilot_token_file: Path | None = None
+    pilot_client: PilotClient | None = None
     every: Seconds = 10.0
     ghost: Seconds = 300.0
     backoff: Seconds = 30.0
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.pilot_client is not None and self.pilot_token_file is None:
+            raise ValueError("pilot_client needs pilot_token_file: where its token is to be")
+        return self
 
     @property
     def folder(self) -> Path:

@@ -255,6 +255,8 @@ class _Hall:
         left = each.ready
         if tags.issuperset(each.needs.tags):
             for name, room in self._rooms:
+                if room.cores < each.needs.cores:
+                    continue  # most of many busy pilots
                 taken = _take(room, each.needs, left)
                 left -= taken
                 if taken:
@@ -334,10 +336,12 @@ def _share(new: Mapping[Shape, int], allowed: int) -> tuple[Submit, ...]:
     """Give out what is allowed in turns, so that no shape keeps the others waiting."""
     left, given = dict(new), Counter[Shape]()
     while allowed > 0 and any(left.values()):
-        for shape in [shape for shape, count in left.items() if count][:allowed]:
-            given[shape] += 1
-            left[shape] -= 1
-            allowed -= 1
+        shapes = [shape for shape, count in left.items() if count][:allowed]
+        turn = min(allowed // len(shapes), *(left[shape] for shape in shapes))
+        for shape in shapes:
+            given[shape] += turn
+            left[shape] -= turn
+        allowed -= turn * len(shapes)
     return tuple(Submit(shape, count) for shape, count in sorted(given.items()))
 
 

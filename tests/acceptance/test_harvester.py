@@ -101,7 +101,7 @@ class Harvest:
         lines.append(f'workdir = "{self.folder / "work"}"')
         if program is not None:
             lines.append(f"program = {json.dumps(list(program))}")
-        text = "\n".join(lines) + "\n" + submitter.format(name=self.name)
+        text = "\n".join(lines) + "\n" + submitter.replace("{name}", self.name)
         (self.folder / "harvester.toml").write_text(text)
 
     @property
@@ -427,7 +427,7 @@ def test_pilots_in_allocations_of_slurm(harvest: Harvest, slurm: Slurm, store: s
     harvest.queue(max_pilots=2, heartbeat=3.0, idle=3.0)
     harvest.start()
     grid = pf.executors.Grid(harvest.server.url, queue=harvest.name, wait=0.5)
-    run = squares(60).start(executor=grid, store=store)
+    run = squares(60).submit(executor=grid, store=store)
     wait_for(lambda: len(harvest.heard()) == 2)
     first = next(each for each in harvest.journal() if each.phase == "running")
     slurm.end_now(first.id)
