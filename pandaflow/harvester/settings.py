@@ -56,7 +56,7 @@ backoff = "30 s"                             # first pause after pilots that did
 # scopes = "pf.pilot"
 
 # A table for each queue, by its name on the server; in it one table that names the submitter:
-# local, slurm, sge, pbs, htcondor or lsf.
+# local, slurm, sge, pbs, htcondor, lsf, kubernetes or ssh.
 [queues.here]
 [queues.here.local]
 

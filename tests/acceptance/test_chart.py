@@ -49,7 +49,7 @@ ALL: Thing = {
         "enabled": True,
         "pilotNamespace": "pilots",
         "config": '[harvester]\nserver = "https://pool.example.org"\n',
-        "pilotToken": {"secret": "pilot-token"},
+        "pilotSecret": {"secret": "pilot-client"},
         "credentials": {"issuer": "https://iam", "clientId": "h", "secret": "h"},
         "extraVolumes": [{"name": "keys", "secret": {"secretName": "keys"}}],
         "extraVolumeMounts": [{"name": "keys", "mountPath": "/keys"}],

@@ -26,7 +26,7 @@ from pandaflow.testing.kubernetes.cluster import PROGRAM
 from pandaflow.testing.sshd import Sshd, SshdMissing
 from pandaflow_pilot.archive import build
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.very_slow]
 
 
 def until(holds: Callable[[], Any], patience: float = 90.0) -> None:

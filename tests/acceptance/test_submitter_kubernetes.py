@@ -104,6 +104,7 @@ def phase(submitter: Kubernetes, name: str) -> str:
     return submitter.states([name])[name].phase
 
 
+@pytest.mark.very_slow
 def test_a_real_pilot_does_a_job_in_a_pod(opened: Open, cluster: Cluster) -> None:
     """Not as root, its root file system read-only, its token in a mounted Secret."""
     with GridServer() as server, server.client() as client:
@@ -132,6 +133,7 @@ def test_a_real_pilot_does_a_job_in_a_pod(opened: Open, cluster: Cluster) -> Non
     assert user == "10001" and place.startswith("/work/")
 
 
+@pytest.mark.very_slow
 def test_a_pilot_gives_its_jobs_back_before_it_is_killed(opened: Open, cluster: Cluster) -> None:
     with GridServer() as server, server.client() as client:
         client.put_queue("pods", QueueBody())
@@ -391,3 +393,31 @@ def test_a_real_quota_is_a_reason(plane: ControlPlane, limited: Open, tmp_path: 
         until(lambda: not submitter.found())
     finally:
         plane.call("DELETE", f"{path}/none")
+
+
+@pytest.mark.slow
+def test_an_account_of_a_pod_is_used_in_a_cluster(
+    plane: ControlPlane, limited: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = json.loads(plane.limited.read_text())
+    cluster, user = said["clusters"][0]["cluster"], said["users"][0]["user"]
+    host, _, port = cluster["server"].removeprefix("https://").partition(":")
+    for name, text in (
+        ("token", user["token"]),
+        ("ca.crt", Path(cluster["certificate-authority"]).read_text()),
+        ("namespace", plane.namespace),
+    ):
+        (tmp_path / name).write_text(text)
+    # Where kubelets put an account's files.
+    incluster = "kubernetes.config.incluster_config"
+    monkeypatch.setattr(f"{incluster}.SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(f"{incluster}.SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setattr("pandaflow.harvester.kubernetes.session._ACCOUNT", tmp_path)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", port)
+    label = random_name("pf")
+    submitter = limited(label, kubeconfig=None)
+    submitter.submit(order(tmp_path, label=label), [f"{label}-0"])
+    assert list(submitter.found()) == [f"{label}-0"]
+    submitter.cancel([f"{label}-0"])
+    until(lambda: not submitter.found())

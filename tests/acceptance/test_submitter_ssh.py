@@ -111,6 +111,23 @@ def test_a_host_that_does_not_answer_has_lost_no_pilots(
     assert submitter.found() == begun
 
 
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_host_that_says_nothing_is_waited_for_in_vain(
+    sshd: Sshd, opened: Open, tmp_path: Path, connected: bool
+) -> None:
+    begun = opened().submit(order(tmp_path), ["a"])
+    if not connected:
+        opened().close()
+    hasty = opened(timeout=0.5)
+    sshd.freeze()
+    for ask in (lambda: hasty.states(["a"]), hasty.found, lambda: hasty.cancel(["a"])):
+        with pytest.raises(SiteError, match="not answer") as caught:
+            ask()
+        assert caught.value.transient
+    sshd.thaw()
+    assert opened().found() == begun
+
+
 def test_a_host_with_another_key_is_not_trusted(sshd: Sshd, opened: Open) -> None:
     sshd.stop()
     sshd.new_host_key()
@@ -223,6 +240,7 @@ def test_what_logins_print_does_no_harm(opened: Open, tmp_path: Path) -> None:
     assert submitter.states(["a"])["a"].code == 7
 
 
+@pytest.mark.very_slow
 def test_a_real_pilot_does_a_job(opened: Open, tmp_path: Path) -> None:
     archive = build(tmp_path / "pilot.pyz")
     with GridServer() as server, server.client() as client:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pandaflow.core.errors import SiteError
 
 if TYPE_CHECKING:
-    from kubernetes.client import ApiClient
+    from kubernetes.client import ApiClient, Configuration
 
     from pandaflow.harvester.kubernetes.settings import KubernetesSettings
 
@@ -180,14 +180,16 @@ def _configured(settings: KubernetesSettings) -> tuple[ApiClient, str]:
     from kubernetes.client import ApiClient, Configuration
     from kubernetes.config import load_incluster_config
 
-    if settings.kubeconfig or settings.context or not os.environ.get("KUBERNETES_SERVICE_HOST"):
-        return _from_file(settings)
     configuration = Configuration()
+    # The harvester asks again by itself, and must not be held up.
+    configuration.retries = 1
+    if settings.kubeconfig or settings.context or not os.environ.get("KUBERNETES_SERVICE_HOST"):
+        return _from_file(settings, configuration)
     load_incluster_config(client_configuration=configuration)
     return ApiClient(configuration), (_ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
 
 
-def _from_file(settings: KubernetesSettings) -> tuple[ApiClient, str]:
+def _from_file(settings: KubernetesSettings, configuration: Configuration) -> tuple[ApiClient, str]:
     from kubernetes.config import list_kube_config_contexts, new_client_from_config
 
     file = None if settings.kubeconfig is None else str(settings.kubeconfig.expanduser())
@@ -195,5 +197,7 @@ def _from_file(settings: KubernetesSettings) -> tuple[ApiClient, str]:
     chosen = active
     if settings.context:
         chosen = next((one for one in contexts if one["name"] == settings.context), active)
-    client = new_client_from_config(file, settings.context or None, persist_config=False)
+    client = new_client_from_config(
+        file, settings.context or None, persist_config=False, client_configuration=configuration
+    )
     return client, str((chosen or {}).get("context", {}).get("namespace") or "")

@@ -86,9 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
             raise Failure(401, "Unauthorized")
         url = urlsplit(self.path)
         match = _PATH.fullmatch(url.path)
-        if match is None or KINDS.get(match[3], ("",))[0] != match[1].rpartition("apis/")[
-            2
-        ].replace("api/", ""):
+        group = {"api/v1": "v1", "apis/batch/v1": "batch/v1"}
+        if match is None or KINDS.get(match[3], ("",))[0] != group[match[1]]:
             raise Failure(404, "the server could not find the requested resource")
         return self._do(match[2], match[3], match[4], dict(parse_qsl(url.query)), content)
 
