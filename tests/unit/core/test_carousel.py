@@ -292,12 +292,29 @@ def test_a_file_that_was_lost_fails_its_jobs_and_may_be_wanted_again() -> None:
     assert asked(play(it, [wanted("a", 2.0)])) == [(2, ("a",))]
 
 
-def test_a_lock_that_was_given_up_and_comes_ok_after_all() -> None:
-    it = carousel(boosts=0, size=10)
-    play(it, [wanted("ab"), RuleMade(0.0, 1, "id")])
+def given_up() -> Carousel:
+    """One of two files is on disk; the other was given up and cannot be asked for again yet."""
+    it = carousel(boosts=0)
+    play(it, [wanted("ab"), RuleMade(0.0, 1, "id"), LockOk(0.0, 1, ("a",)), wanted("c", 1.0)])
+    play(it, [RuleRefused(1.0, 2, "busy")])
+    (report,) = said(it.handle([RuleStuck(2.0, 1, why="no space")]))
+    assert report == ReportStuck(1, "id", ("b",), 0, "no space")
     assert it.stage("b") == "waiting"
-    play(it, [RuleStuck(1.0, 1)])
-    assert (it.stage("a"), it.stage("b")) == ("waiting", "requested")
+    return it
+
+
+def test_a_lock_that_was_given_up_may_come_ok_after_all() -> None:
+    it = given_up()
+    assert said(it.handle([LockOk(3.0, 1, ("b",))])) == [ReleaseJobs("r", ("b",))]
+    assert said(it.handle([JobsDone(4.0, "r", ("a",))])) == []
+    assert said(it.handle([JobsDone(5.0, "r", ("b",))])) == [ReleaseRule(1, "id")]
+
+
+def test_a_lock_that_comes_ok_when_its_rule_is_released_does_not_count() -> None:
+    it = given_up()
+    assert said(it.handle([JobsDone(3.0, "r", ("a",))])) == [ReleaseRule(1, "id")]
+    assert said(it.handle([LockOk(4.0, 1, ("b",))])) == []
+    assert it.stage("b") == "waiting"
 
 
 def test_progress_begins_the_boosts_anew() -> None:
