@@ -317,6 +317,22 @@ def test_a_lock_that_comes_ok_when_its_rule_is_released_does_not_count() -> None
     assert it.stage("b") == "waiting"
 
 
+def test_what_was_given_up_goes_behind_the_others() -> None:
+    it = carousel(size=10, boosts=0, tries=9)
+    play(it, [wanted("abc"), RuleMade(0.0, 1, "id")])
+    assert asked(it.handle([RuleStuck(1.0, 1)])) == [(2, ("b",))]
+    assert list(it.queue("T")) == ["c", "a"]
+
+
+def test_wanted_again_while_its_rule_is_stuck() -> None:
+    it = carousel(boost_after=10.0)
+    play(it, [wanted("ab"), RuleMade(0.0, 1, "id"), RuleStuck(0.0, 1, ("b",), "no space")])
+    play(it, [JobsDone(1.0, "r", ("b",)), wanted("b", 2.0, "s")])
+    assert (it.stage("a"), it.stage("b")) == ("requested", "stuck")
+    assert said(it.handle([Tick(10.0)])) == [BoostRule(1, "id", 1)]
+    assert it.stage("b") == "requested"
+
+
 def test_progress_begins_the_boosts_anew() -> None:
     it = carousel(boost_after=10.0, boosts=1)
     play(it, [wanted("ab"), RuleMade(0.0, 1, "id"), RuleStuck(0.0, 1), Tick(10.0)])
