@@ -1,4 +1,4 @@
-"""Draw ``docs/states.md`` from the transition tables of ``pandaflow.core.status``.
+"""Draw ``docs/states.md`` from the transition tables of ``pandaflow.core``.
 
 Run ``python docs/make_states.py`` (or ``make docs``) after a change to the tables; a test fails
 when the page has drifted from them.
@@ -10,15 +10,15 @@ from collections.abc import Collection, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 
-from pandaflow.core import status
+from pandaflow.core import staging, status
 
 PAGE = Path(__file__).with_name("states.md")
 
 INTRO = """\
 # States
 
-This page is drawn from the tables in `pandaflow/core/status.py` by `docs/make_states.py`. Do not
-edit it: change the tables and run `make docs`.
+This page is drawn from the tables in `pandaflow/core/status.py` and `pandaflow/core/staging.py` by
+`docs/make_states.py`. Do not edit it: change the tables and run `make docs`.
 
 The words are PanDA's. A *task* that is `done` has all its jobs, one that is `finished` reached its
 goal without them all; a *job* that is `finished` has succeeded. States with a double border can be
@@ -85,6 +85,20 @@ def render() -> str:
             {run.DEFINED},
             status.RUN_TERMINAL,
             status.RUN_TRANSITIONS,
+        ),
+        *_section(
+            "Files of the data carousel",
+            staging.FILE_MEANING,
+            {staging.FileStage.WAITING},
+            {staging.FileStage.DONE, staging.FileStage.LOST},
+            staging.FILE_TRANSITIONS,
+        ),
+        *_section(
+            "Rules of the data carousel",
+            staging.RULE_MEANING,
+            {staging.RuleState.ASKED},
+            {staging.RuleState.GONE},
+            staging.RULE_TRANSITIONS,
         ),
     ]
     return INTRO + "\n".join(lines) + "\n"

@@ -5,7 +5,7 @@ A *rule* is a replication rule of the data catalog over some files of one tape s
 what the catalog keeps for each file of a rule, and is OK when the file is on disk. A file is
 believed to be staged when its own lock is OK, never because of the state of its rule.
 
-``pandaflow.core.carousel`` decides; the diagrams in ``docs/carousel.md`` are drawn from the tables
+``pandaflow.core.carousel`` decides; the diagrams in ``docs/states.md`` are drawn from the tables
 here, and a test fails when they drift.
 """
 

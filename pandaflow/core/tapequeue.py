@@ -92,6 +92,7 @@ class TapeQueue:
 
     def front(self, cost: Cost) -> tuple[str, Entry] | None:
         """Return whose turn it is, and for which file; None if nothing waits."""
+        visits = 0
         while self._deficits:
             run = next(iter(self._deficits))
             entry, price = self._head(run, cost)
@@ -102,7 +103,20 @@ class TapeQueue:
                 return run, entry
             else:
                 self._deficits[run] = self._deficits.pop(run) + self._quantum
+                visits += 1
+            if visits > len(self._deficits):
+                self._skip(cost)
+                visits = 0
         return None
+
+    def _skip(self, cost: Cost) -> None:
+        """Leave out the rounds in which no run could take anything."""
+        rounds = min(
+            -(-(self._head(run, cost)[1] - deficit) // self._quantum)
+            for run, deficit in self._deficits.items()
+        )
+        for run in self._deficits:
+            self._deficits[run] += max(rounds - 1, 0) * self._quantum
 
     def _head(self, run: str, cost: Cost) -> tuple[Entry | None, int]:
         heap = self._heaps.get(run, [])
