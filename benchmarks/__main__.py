@@ -13,7 +13,16 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import bench_batch, bench_globus, bench_hpo, bench_pilots, bench_run, bench_store
+from benchmarks import (
+    bench_batch,
+    bench_globus,
+    bench_hpo,
+    bench_pilots,
+    bench_pool,
+    bench_run,
+    bench_server,
+    bench_store,
+)
 from benchmarks.table import Row, machine, markdown
 from pandaflow.core import commands as cmd
 from pandaflow.core import events as ev
@@ -99,7 +108,8 @@ def main() -> int:
     options = parser.parse_args()
     head, rows = machine(), []
     parts = [engine_rows, store_rows, bench_run.rows, bench_pilots.rows, bench_batch.rows]
-    for part in (*parts, bench_globus.rows, bench_hpo.rows):
+    parts += [bench_globus.rows, bench_hpo.rows, bench_pool.rows, bench_server.rows]
+    for part in parts:
         for row in part():
             rows.append(row)
             print(f"{row.what}: {row.measured}  {row.yardstick}  {row.ratio}", file=sys.stderr)
@@ -146,6 +156,13 @@ How to read the lines:
 - **slots busy**: of the slots' seconds until the last trial begins, those in which a trial runs
   (lognormal durations, sigma 0.5). Scheduler, driver and optimizer share the two cores; a Dask node
   costs 3 ms, the driver 1.5 ms, an ask of TPE 3 to 5 ms of them.
+- **the grid's pool**: PostgreSQL of its own with `fsync`, `synchronous_commit` and
+  `full_page_writes` on; 2 processes call the pool in batches of 500. A bundle has one job; its CPU
+  is that of acquiring, starting and ending it, in workers and database.
+- **requests of pilots**: of five one acquires, one starts, two are heartbeats, one ends a bundle.
+  Load generator, driver, server and PostgreSQL share the two cores. Times count from when a request
+  was due, not from when it could be sent. `pgbench` changes a row a transaction on the same server;
+  requests that arrive within 10 ms share a transaction, so that there may be more of them.
 
 How good studies are, against the optimizers' own libraries: [benchmarks-hpo.md](benchmarks-hpo.md).
 """

@@ -1,261 +1,279 @@
 """Requests a second that pilots make of a server, mixed, on this machine's loopback.
 
-Simulated pilots hold one connection each and do as real ones: ask for bundles, say that they
-run, send heartbeats, say that they have ended. A driver puts as many new bundles in. Two rounds:
-one as fast as it goes (requests/s), one at a given rate (times of requests; those that began
-late count from when they should have begun). The generator shares the machine with the server
-and its database.
+Simulated pilots (:mod:`benchmarks.pilot_load`) and a driver, in processes of their own, share the
+machine with the server and its PostgreSQL, whose commits wait for the disk. Rounds: as fast as it
+goes (requests/s); at a given rate with 10^3, 10^5 and 10^6 bundles waiting, while people list and
+measure (times of requests, from when they were due); thousands of connected pilots that send
+heartbeats or wait for work. With ``--no-fsync`` one sees what the disk costs. The yardstick is
+``pgbench`` on the same server: one row changed a transaction.
 
-    python -m benchmarks.bench_server [--pilots 64] [--seconds 5] [--rate 2000] [--ready 1000]
-        [--store URL]
+    python -m benchmarks.bench_server [--pilots 64] [--seconds 5] [--rate 2000] [--held 1]
+        [--ready 1000 100000 1000000] [--connected 10000] [--no-fsync] [--no-people]
 
-Budget: 2,000 requests/s, and 99 % of them within 100 ms at that rate, on 2 cores.
+Budget: 2,000 requests/s, and 99 % of them within 100 ms at that rate, on 2 cores, with 10^3 and
+with 10^6 bundles; 10,000 pilots.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
+import multiprocessing as mp
 import os
+import resource
+import threading
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from itertools import count
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 
 import psutil
-import uvloop
 
-from benchmarks.bench_pool import database_url
+from benchmarks.pilot_load import Load, connected, mixed
+from benchmarks.pool_setting import (
+    RUN,
+    Filled,
+    bundle,
+    cpu_of,
+    plain_transactions,
+    postgres,
+)
+from benchmarks.table import Row
 from pandaflow.grid.http import GridClient
-from pandaflow.grid.messages import BATCH, Bundle, CommandJob, QueueBody
 from pandaflow.testing.grid import GridServer
 
-RUN, QUEUE = "bench", "bench"
-#: Heartbeats between a bundle's beginning and its end.
-BEATS = 2
-#: Bundles that a pilot holds.
-HELD = 2
-_ACQUIRE, _UPDATE = "/api/v1/pilot/acquire", "/api/v1/pilot/update"
+RATE = 2_000.0
+P99 = 0.1
+#: Seconds between two heartbeats of a connected pilot.
+PERIOD = 10.0
 
 
-@dataclass(slots=True)
-class Load:
-    """What the pilots did.
-
-    Attributes
-    ----------
-    times : list of (str, float)
-        Kind and seconds of each request.
-    """
-
-    times: list[tuple[str, float]] = field(default_factory=list)
-    bundles: int = 0
-    wall: float = 0.0
-
-    def late(self, share: float) -> float:
-        """Return the seconds within which a share of the requests were answered."""
-        ordered = sorted(seconds for _, seconds in self.times)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+# --- the driver -------------------------------------------------------------------------
 
 
-class Connection:
-    """A pilot's connection: a request at a time, as cheap as Python can."""
+def drive(url: str, first: int, over: Event) -> None:
+    """Fetch outcomes of the run, and put in as many new bundles as have ended."""
+    from pandaflow.grid.auth.credentials import Nobody
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
-
-    async def ask(self, path: str, body: object) -> dict:
-        """Make a request; an answer that is no 200 ends the benchmark."""
-        data = json.dumps(body).encode()
-        self._writer.write(
-            b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%s" % (path.encode(), len(data), data)
-        )
-        head = await self._reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        answer = await self._reader.readexactly(length)
-        if b" 200 " not in head[:20]:
-            raise RuntimeError(f"{path}: {head!r} {answer!r}")
-        return json.loads(answer)
+    after = 0
+    with GridClient(url, credentials=Nobody(), timeout=60.0) as client:
+        while not over.is_set():
+            found = client.outcomes(RUN, after=after, wait=0.5, limit=1000).outcomes
+            after = found[-1].seq if found else after
+            ended = sum(one.kind == "ended" for one in found)
+            if ended:
+                told = [bundle(n, priority=n % 3) for n in range(first, first + ended)]
+                first += ended
+                assert not client.submit(RUN, told)
+            over.wait(0.1)
 
 
-class Pilots:
-    """Pilots that work for some seconds.
-
-    Parameters
-    ----------
-    url : str
-    number : int
-    rate : float
-        Requests a second of all together; 0: as fast as it goes.
-    """
-
-    def __init__(self, url: str, number: int, rate: float) -> None:
-        self._host, _, port = url.removeprefix("http://").rpartition(":")
-        self._port, self._number, self._rate = int(port), number, rate
-        self.load = Load()
-
-    async def work(self, seconds: float) -> Load:
-        """Run all pilots."""
-        self._end = time.perf_counter() + seconds
-        began = time.perf_counter()
-        await asyncio.gather(*(self._pilot(n) for n in range(self._number)))
-        self.load.wall = time.perf_counter() - began
-        return self.load
-
-    async def _pilot(self, number: int) -> None:
-        name = f"pilot-{os.getpid()}-{self._rate:g}-{number}"
-        reader, writer = await asyncio.open_connection(self._host, self._port)
-        connection, turns = Connection(reader, writer), self._turns(number)
-        try:
-            async for due in turns:
-                body = {"pilot": name, "queue": QUEUE, "cores": HELD, "count": HELD}
-                got = (await self._ask(connection, "acquire", body, due))["bundles"]
-                self.load.bundles += len(got)
-                seq = await self._run(connection, name, got, turns)
-                done = [_report(one, seq, "ended") for one in got]
-                told = {"pilot": name, "reports": done}
-                due = await anext(turns, time.perf_counter())
-                answer = await self._ask(connection, "end", told, due)
-                assert all(verdict["accepted"] for verdict in answer["verdicts"]), answer
-        finally:
-            writer.close()
-
-    async def _run(
-        self, connection: Connection, name: str, got: list[dict], turns: AsyncIterator[float]
-    ) -> int:
-        for seq in range(1, BEATS + 2):
-            due = await anext(turns, None)
-            if due is None:
-                return seq
-            told = {"pilot": name, "reports": [_report(one, seq, "running") for one in got]}
-            await self._ask(connection, "start" if seq == 1 else "heartbeat", told, due)
-        return BEATS + 2
-
-    async def _ask(self, connection: Connection, kind: str, body: dict, due: float) -> dict:
-        answer = await connection.ask(_ACQUIRE if kind == "acquire" else _UPDATE, body)
-        self.load.times.append((kind, time.perf_counter() - due))
-        return answer
-
-    async def _turns(self, number: int) -> AsyncIterator[float]:
-        """Yield when each of a pilot's requests is due, when it is."""
-        pause = self._number / self._rate if self._rate else 0.0
-        due = time.perf_counter() + pause * number / self._number
-        while (now := time.perf_counter()) < self._end:
-            if not pause:
-                yield now
-                continue
-            if due > now:
-                await asyncio.sleep(due - now)
-            yield due
-            due += pause
-
-
-def _report(leased: dict, seq: int, state: str) -> dict:
-    report = {"id": leased["id"], "lease": leased["lease"], "seq": seq, "state": state}
-    if state == "ended":
-        result = {"position": 0, "code": 0, "began": 1.0, "ended": 2.0, "out": "aGVsbG8K"}
-        return {**report, "results": [result], "metrics": {"cpu": 1.0, "wall": 1.0}}
-    return report
-
-
-class Driver:
-    """Keeps the pool full, and fetches outcomes."""
-
-    def __init__(self, client: GridClient) -> None:
-        self._client, self._numbers, self._after = client, count(1), 0
-
-    def fill(self, bundles: int) -> None:
-        """Put bundles into the pool."""
-        for begin in range(0, bundles, BATCH):
-            batch = [self._bundle() for _ in range(min(BATCH, bundles - begin))]
-            assert not self._client.submit(RUN, batch)
-
-    def _bundle(self) -> Bundle:
-        number = next(self._numbers)
-        job = CommandJob(position=0, line="true")
-        return Bundle(bundle=number, task="t", jobs=(number,), kind="command", commands=(job,))
-
-    def fetch(self) -> int:
-        """Fetch outcomes; return how many have ended."""
-        found = self._client.outcomes(RUN, after=self._after, wait=0.2).outcomes
-        self._after = found[-1].seq if found else self._after
-        return sum(one.kind == "ended" for one in found)
-
-
-async def _drive(driver: Driver, over: asyncio.Event) -> None:
-    while not over.is_set():
-        ended = await asyncio.to_thread(driver.fetch)
-        await asyncio.to_thread(driver.fill, ended)
-
-
-async def round_of(pilots: Pilots, driver: Driver, seconds: float) -> Load:
-    """Let pilots and a driver work at once."""
-    over = asyncio.Event()
-    driving = asyncio.create_task(_drive(driver, over))
+@contextmanager
+def driving(url: str, first: int) -> Iterator[int]:
+    """Let a driver work in a process of its own; give its id."""
+    spawn = mp.get_context("spawn")
+    over = spawn.Event()
+    process = spawn.Process(target=drive, args=(url, first, over), daemon=True)
+    process.start()
+    assert process.pid is not None
     try:
-        return await pilots.work(seconds)
+        yield process.pid
+        assert process.is_alive(), "the driver has failed"
     finally:
         over.set()
-        await driving
+        process.join(30)
+        process.kill()
 
 
-def show(what: str, load: Load, server_cpu: float, own_cpu: float) -> None:
-    """Print a round."""
-    requests = len(load.times)
-    kinds = {kind for kind, _ in load.times}
-    shares = ", ".join(
-        f"{kind} {sum(one == kind for one, _ in load.times) / requests:.0%}"
-        for kind in sorted(kinds)
+@contextmanager
+def looking(server: GridServer) -> Iterator[None]:
+    """Let people list bundles, queues and pilots, and Prometheus read metrics, each second."""
+    over = threading.Event()
+
+    def look() -> None:
+        with server.client(timeout=60.0) as client:
+            while not over.wait(1.0):
+                client.queues()
+                client.pilots()
+                client.bundle_rows(RUN)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+# --- rounds -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A round: what it was, what pilots did, and CPU seconds by process."""
+
+    what: str
+    load: Load
+    cpu: dict[str, float]
+
+    @property
+    def rate(self) -> float:
+        """Requests a second."""
+        return self.load.requests / self.load.wall
+
+    def cost(self, who: str) -> float:
+        """Return the CPU microseconds of a request that a process has spent."""
+        return 1e6 * self.cpu[who] / self.load.requests
+
+    def __str__(self) -> str:
+        load = self.load
+        cpu = ", ".join(f"{who} {self.cost(who):.0f}" for who in self.cpu)
+        return (
+            f"{self.what}: {self.rate:,.0f} requests/s, {load.bundles / load.wall:,.0f} bundles/s, "
+            f"p50 {1e3 * load.late(0.5):.1f} ms, p99 {1e3 * load.late(0.99):.1f} ms, "
+            f"worst {1e3 * load.late(1.0):.0f} ms; CPU µs a request: {cpu} "
+            f"(all together {sum(self.cpu.values()) / load.wall / (os.cpu_count() or 1):.0%} of "
+            "the machine)"
+        )
+
+
+class Site:
+    """A server with its database, and a pool that is filled."""
+
+    def __init__(self, stack: ExitStack, *, fsync: bool) -> None:
+        self.postgres = stack.enter_context(postgres(fsync=fsync))
+        self.fsync = fsync
+        url = self.postgres.create_database()
+        self.pool = Filled(url)
+        stack.callback(self.pool.close)
+        self.server = stack.enter_context(GridServer(url, ["--rate", "0"]))
+
+    def cpu(self, driver: int) -> dict[str, float]:
+        """Return the CPU seconds so far, by process."""
+        return {
+            "server": cpu_of(self.server.pid),
+            "database": cpu_of(self.postgres.pid),
+            "pilots": time.process_time(),
+            "driver": cpu_of(driver),
+        }
+
+    def round(self, what: str, work: Callable[[Callable[[], None]], Load]) -> Round:
+        """Run one with a driver; `work` gets what to call when it begins, and returns its load."""
+        with driving(self.server.url, self.pool.next) as driver:
+            time.sleep(1.0)  # it imports
+            before = self.cpu(driver)
+            load = work(lambda: before.update(self.cpu(driver)))
+            after = self.cpu(driver)
+        self.pool.next += 1_000_000
+        done = Round(what, load, {who: after[who] - before[who] for who in after})
+        print(done, flush=True)
+        return done
+
+    def mixed(self, asked: argparse.Namespace, rate: float, ready: int) -> Round:
+        """Run a round of pilots that work."""
+        filled = self.pool.fill(ready)
+        how = f"at {rate:,.0f}/s" if rate else "as fast as it goes"
+        sync = "" if self.fsync else ", no fsync"
+        what = f"{how}, {ready:,} ready (filled in {filled:.1f} s){sync}"
+
+        def work(_: Callable[[], None]) -> Load:
+            with nullcontext() if asked.no_people else looking(self.server):
+                return mixed(self.server.url, asked.pilots, rate, asked.seconds, asked.held)
+
+        return self.round(what, work)
+
+
+def many(stack: ExitStack, asked: argparse.Namespace) -> tuple[Round, float]:
+    """Run a round of many connected pilots at a server of their own; return it and the MiB."""
+    number = min(asked.connected, _file_limit() - 500)
+    idle = number // 5
+    site = Site(stack, fsync=not asked.no_fsync)
+    before = psutil.Process(site.server.pid).memory_info().rss
+    site.pool.fill(number - idle)
+
+    def work(begin: Callable[[], None]) -> Load:
+        return connected(site.server.url, number, idle, PERIOD, 2 * asked.seconds, begin)
+
+    what = f"{number:,} pilots connected, {idle:,} of them wait for work, heartbeats"
+    done = site.round(what, work)
+    rss = psutil.Process(site.server.pid).memory_info().rss
+    print(f"server: {rss / 2**20:.0f} MiB, {(rss - before) / number / 1024:.0f} KiB a pilot")
+    return done, rss / 2**20
+
+
+def _file_limit() -> int:
+    """Return how many files a process may open; all that may be had."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
+
+
+def _asked(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Requests a second of pilots at a server")
+    parser.add_argument("--pilots", type=int, default=64)
+    parser.add_argument("--held", type=int, default=1, help="bundles that each holds")
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--rate", type=float, default=RATE)
+    parser.add_argument("--ready", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
+    parser.add_argument("--connected", type=int, default=10_000, help="pilots; 0: without")
+    parser.add_argument("--no-fsync", action="store_true", help="commits do not wait for the disk")
+    parser.add_argument("--no-people", action="store_true", help="nobody lists meanwhile")
+    return parser.parse_args(words)
+
+
+def measure(asked: argparse.Namespace) -> tuple[float, list[Round]]:
+    """Return pgbench's transactions/s, and the rounds: flat out, then at the rate."""
+    with ExitStack() as stack:
+        site = Site(stack, fsync=not asked.no_fsync)
+        plain = plain_transactions(site.postgres, 2)
+        print(f"pgbench: {plain:,.0f} transactions/s, one row changed in each", flush=True)
+        rounds = [site.mixed(asked, 0.0, min(asked.ready))]
+        return plain, rounds + [site.mixed(asked, asked.rate, n) for n in sorted(asked.ready)]
+
+
+def rows() -> Iterator[Row]:
+    """Lines of the table."""
+    asked = _asked([])
+    plain, (flat_out, few, *_, most) = measure(asked)
+    yield Row(
+        "requests/s of 64 pilots, mixed, at a server on PostgreSQL (fsync on), 1,000 ready",
+        f"{flat_out.rate:,.0f}/s, {flat_out.cost('server'):.0f} us CPU a request in the server",
+        f"pgbench, a row a transaction: {plain:,.0f}/s",
+        f"{flat_out.rate / plain:.2f} x",
+        f">= {RATE:,.0f}/s",
+        flat_out.rate >= RATE,
     )
-    print(
-        f"{what}: {requests / load.wall:,.0f} requests/s, "
-        f"{load.bundles / load.wall:,.0f} bundles/s, "
-        f"p50 {1e3 * load.late(0.5):.1f} ms, p99 {1e3 * load.late(0.99):.1f} ms, "
-        f"worst {1e3 * load.late(1.0):.0f} ms; CPU a request: server "
-        f"{1e6 * server_cpu / requests:.0f} µs, generator {1e6 * own_cpu / requests:.0f} µs "
-        f"({shares})",
-        flush=True,
+    for done, ready in ((few, "1,000"), (most, "1,000,000")):
+        late = done.load.late(0.99)
+        yield Row(
+            f"... at {asked.rate:,.0f} requests/s with {ready} ready, people listing: p99",
+            f"{1e3 * late:.0f} ms (p50 {1e3 * done.load.late(0.5):.0f} ms)",
+            "",
+            "",
+            f"< {1e3 * P99:.0f} ms",
+            late < P99 and done.rate > 0.95 * asked.rate,
+        )
+    with ExitStack() as stack:
+        done, mib = many(stack, asked)
+    late = done.load.late(0.99)
+    yield Row(
+        f"... {asked.connected:,} pilots connected, a heartbeat each {PERIOD:g} s: p99",
+        f"{1e3 * late:.0f} ms at {done.rate:,.0f}/s; server {mib:.0f} MiB",
+        "",
+        "",
+        f"< {1e3 * P99:.0f} ms",
+        late < P99,
     )
-
-
-def measure(
-    server: GridServer, asked: argparse.Namespace, rounds: Sequence[tuple[str, float]]
-) -> None:
-    """Run the rounds against a server."""
-    with server.client(timeout=60.0) as client:
-        client.put_queue(QUEUE, QueueBody(site={"cores": 100_000}))
-        client.open_run(RUN)
-        driver = Driver(client)
-        driver.fill(asked.ready)
-        for what, rate in rounds:
-            before = _cpu(server.pid), _cpu(os.getpid())
-            pilots = Pilots(server.url, asked.pilots, rate)
-            load = uvloop.run(round_of(pilots, driver, asked.seconds))
-            show(what, load, _cpu(server.pid) - before[0], _cpu(os.getpid()) - before[1])
-
-
-def _cpu(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
 
 
 def main() -> None:
     """Run it."""
-    parser = argparse.ArgumentParser(description="Requests a second of pilots at a server")
-    parser.add_argument("--pilots", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--rate", type=float, default=2_000.0)
-    parser.add_argument("--ready", type=int, default=1_000)
-    parser.add_argument("--store", default="postgresql", help="sqlite, postgresql, or a URL")
-    asked = parser.parse_args()
-    rounds = [("as fast as it goes", 0.0), (f"at {asked.rate:,.0f}/s", asked.rate)]
-    with ExitStack() as stack:
-        store = stack.enter_context(database_url(asked.store))
-        server = stack.enter_context(GridServer(store, ["--rate", "0"]))
-        measure(server, asked, rounds)
+    asked = _asked()
+    measure(asked)
+    if asked.connected:
+        with ExitStack() as stack:
+            many(stack, asked)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pandaflow.grid import messages
+from pandaflow.grid import messages, places
 from pandaflow.grid.messages import BATCH, INLINE_BYTES, PAYLOAD_BYTES
 from pandaflow.grid.pool import Pool
 from pandaflow.grid.runs.messages import MOST_ITEMS
@@ -72,7 +72,8 @@ INTRO = """\
 
 **Beta**: it may still change. This page is written from the server's OpenAPI document by
 `docs/make_api.py`. Do not edit it: change `pandaflow/server/routes`, `pandaflow/grid/messages.py`
-or `pandaflow/grid/runs/messages.py` and run the script. A running server has the document itself at
+`pandaflow/grid/places.py` or `pandaflow/grid/runs/messages.py` and run the script. A running server
+has the document itself at
 `/api/v1/openapi.json`, and a page to try it out at `/api/v1/docs` (which loads its scripts from the
 Internet).
 
@@ -232,7 +233,7 @@ def _message(name: str, schema: Json) -> Iterator[str]:
 
 def _bytes(message: str, field: str) -> str:
     """Tell bytes from text: the document of an answer does not."""
-    model = getattr(messages, message, None)
+    model = getattr(messages, message, None) or getattr(places, message, None)
     kind = None if model is None else model.model_fields[field].annotation
     return "bytes" if kind is bytes else "bytes or null" if kind == bytes | None else ""
 

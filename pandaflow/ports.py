@@ -419,6 +419,15 @@ class Adopting(Protocol):
         ...
 
 
+@runtime_checkable
+class Lasting(Protocol):
+    """What a session also offers if what it began can go on without it."""
+
+    def leave(self) -> None:
+        """End the session instead of closing it; a later one may adopt what it began."""
+        ...
+
+
 class Executor(Protocol):
     """Runs bundles somewhere; may serve several runs at once.
 

@@ -13,7 +13,7 @@ import pickle
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import lru_cache
 from typing import TypeVar
@@ -24,25 +24,28 @@ from pandaflow.core.engine import Engine
 from pandaflow.core.errors import (
     DataError,
     PandaflowError,
+    RunLocked,
     SiteError,
     StoreError,
     StoreUnavailable,
     WorkflowError,
 )
 from pandaflow.core.growth import all_tasks
-from pandaflow.core.model import TaskSpec
 from pandaflow.core.slices import bundle_spec
 from pandaflow.core.status import RUN_TERMINAL, RunStatus
 from pandaflow.core.steering import changed
+from pandaflow.data import plain
 from pandaflow.data.items import StoredItems
 from pandaflow.data.results import ResultStore
-from pandaflow.executors.outcome import unpack_ended
+from pandaflow.executors.outcome import parse_ended
+from pandaflow.offers import check_executors
 from pandaflow.pacing import Reasons
 from pandaflow.ports import (
     Adopting,
     Assignment,
     Channel,
     Executor,
+    Lasting,
     Owner,
     Request,
     RunState,
@@ -88,6 +91,10 @@ class Runner:
     listeners : sequence of callables
         Called with what running jobs send and the name of their task, in the thread that
         reports it, so they must not wait. The sequence may grow while the run goes on.
+    lease : float
+        Seconds that the lease holds without a sign of life.
+    lasting : bool
+        What runs where it can go on alone is left to the next driver if this one stops or fails.
     """
 
     def __init__(
@@ -100,6 +107,7 @@ class Runner:
         callbacks: Sequence[Callback] = (),
         listeners: Sequence[Listener] = (),
         lease: float = LEASE_S,
+        lasting: bool = False,
     ) -> None:
         self._driver = store.drive(run_id, owner, lease)
         self._run, self._executors = run_id, executors
@@ -111,6 +119,8 @@ class Runner:
         self._wake_at = float("inf")
         self._renewed = 0.0
         self._running = 0
+        #: Whether sessions leave what they began to the next driver.
+        self._lasting, self._leaves = lasting, lasting
         self._known_slots: dict[str, int] = {}
         self._reasons = Reasons()
         #: Wishes among the events of the coming step, and those of which nothing can come.
@@ -136,7 +146,11 @@ class Runner:
             while engine.status not in RUN_TERMINAL and not self._stop.is_set():
                 self._step(engine, self._gather(engine))
             kill = bool(engine.bundles_in_flight()) or engine.status is not RunStatus.DONE
+            self._leaves = self._lasting and engine.status not in RUN_TERMINAL
             return engine.status
+        except RunLocked:
+            self._leaves = True  # what runs is another driver's by now
+            raise
         finally:
             self._close(kill)
 
@@ -253,30 +267,9 @@ class Runner:
         self._items = StoredItems(sources, self._results)
         if self._executors:
             bodies = [task for loop in engine.spec.loops for task in all_tasks(loop)]
-            self._check_executors([*(task.spec for task in engine.tasks.values()), *bodies])
+            tasks = [*(task.spec for task in engine.tasks.values()), *bodies]
+            check_executors(tasks, self._executors)
         return engine
-
-    def _check_executors(self, tasks: Iterable[TaskSpec]) -> None:
-        for task in tasks:
-            name = task.executor
-            if name is not None and name not in self._executors:
-                known = ", ".join(self._executors)
-                raise WorkflowError(
-                    f"task {task.name!r} asks for executor {name!r}; given: {known}. "
-                    "Pass executors={name: executor} to run()"
-                )
-            executor = self._executors[name or next(iter(self._executors))]
-            if task.container is not None and not getattr(executor, "containers", False):
-                raise WorkflowError(
-                    f"task {task.name!r} asks for container {task.container!r}, and "
-                    f"{executor!r} has no container runtime; run it elsewhere or without one"
-                )
-            if task.resources.parallel and not getattr(executor, "multi_node", False):
-                raise WorkflowError(
-                    f"task {task.name!r} asks for {task.resources.nodes} node(s) with "
-                    f"{task.resources.ranks_per_node} rank(s) on each, and {executor!r} starts "
-                    "jobs on one node; run it elsewhere, as with pf.executors.Slurm(mode='batch')"
-                )
 
     def _open_sessions(self, wanted: Set[str | None]) -> None:
         default = next(iter(self._executors))
@@ -312,7 +305,7 @@ class Runner:
         now, events = time.time(), []
         kept = self._kept(engine)
         for bundle in engine.bundles_in_flight():
-            event = self._end_of(bundle.id)
+            event = self._end_of(bundle.id, len(bundle.jobs))
             if event is None and bundle.id not in kept:
                 event = ev.BundleLost(now, bundle.id, "its driver ended", None, charged=False)
             if event is not None:
@@ -330,13 +323,13 @@ class Runner:
                 kept |= session.adopt(flying.get(name, []))
         return kept
 
-    def _end_of(self, bundle: int) -> ev.Event | None:
+    def _end_of(self, bundle: int, size: int) -> ev.Event | None:
         """Return how a bundle ended, if it left its values."""
         location = self._results.find(bundle)
         if location is None:
             return None
         try:
-            event = unpack_ended(self._results.header(location)["report"])
+            event = parse_ended(self._results.header(location).get("report", {}), bundle, size)
         except DataError as error:
             logger.warning("%s: %s", self._run, error)
             return None
@@ -347,7 +340,10 @@ class Runner:
         errors: list[Exception] = []
         for session in self._sessions.values():
             try:
-                session.close(kill=kill)
+                if self._leaves and isinstance(session, Lasting):
+                    session.leave()
+                else:
+                    session.close(kill=kill)
             except (PandaflowError, OSError, RuntimeError) as error:
                 errors.append(error)
         try:
@@ -442,11 +438,11 @@ class Runner:
         event = wish(engine, request.kind, request.body, time.time())
         if isinstance(event, ev.FragmentAppended) and self._executors:
             tasks = list(all_tasks(event.fragment))
-            self._check_executors(tasks)
+            check_executors(tasks, self._executors)
             self._open_sessions({task.executor for task in tasks})
         if isinstance(event, ev.RetryRequested) and event.changes and self._executors:
             specs = [changed(spec, event.changes) for spec in engine.to_change(event)]
-            self._check_executors(specs)
+            check_executors(specs, self._executors)
             self._open_sessions({spec.executor for spec in specs})
         return event
 
@@ -482,5 +478,4 @@ def _divide(commands: Sequence[cmd.Command]) -> tuple[list[cmd.Record], list[cmd
 
 @lru_cache(maxsize=8)
 def _frames(code: bytes) -> list[bytes]:
-    frames: list[bytes] = pickle.loads(code)  # a list of bytes, nothing else
-    return frames
+    return plain.frames(code)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pandaflow.testing.globus.endpoint import Endpoint
     from pandaflow.testing.globus.local import Globus
     from pandaflow.testing.grid import GridServer
+    from pandaflow.testing.rucio.server import RucioServer
 
 # How long an example takes says nothing on a machine that does other things as well.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -126,6 +127,21 @@ def grid_server() -> Iterator[GridServer]:
     from pandaflow.testing.grid import GridServer
 
     with GridServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rucio() -> Iterator[RucioServer]:
+    """A Rucio of this test session's own; tests give what they make names of their own."""
+    pytest.importorskip("rucio", reason="no rucio-clients: extra 'rucio'")
+    from pandaflow.testing.rucio.environment import RucioMissing
+    from pandaflow.testing.rucio.server import RucioServer
+
+    try:
+        server = RucioServer()
+    except RucioMissing as error:
+        pytest.skip(str(error))
+    with server:
         yield server
 
 

@@ -14,7 +14,18 @@ from typing import IO, Any
 import click
 
 from pandaflow import __version__
-from pandaflow.cli import hpo, login, look, pilot, runs, server, steer, upgrade
+from pandaflow.cli import (
+    harvester,
+    hpo,
+    login,
+    look,
+    pilot,
+    runner,
+    runs,
+    server,
+    steer,
+    upgrade,
+)
 from pandaflow.core.errors import PandaflowError, RunFailed
 from pandaflow.hpo.errors import StudyFailed
 
@@ -137,6 +148,8 @@ for _command in (
     *upgrade.COMMANDS,
     *server.COMMANDS,
     *pilot.COMMANDS,
+    *runner.COMMANDS,
+    *harvester.COMMANDS,
     *login.COMMANDS,
 ):
     app.add_command(_command)

@@ -133,7 +133,7 @@ def _serve(store: str | None, options: dict[str, Any]) -> None:
         for line in announce(url, settings):
             click.echo(line, err=True)
         if watched:
-            _stop_with_stdin()
+            stop_with_stdin()
 
     try:
         serve(settings, ready)
@@ -144,13 +144,15 @@ def _serve(store: str | None, options: dict[str, Any]) -> None:
         raise WorkflowError(f"cannot listen at {place}: {why}") from error
 
 
-def _stop_with_stdin() -> None:
+def stop_with_stdin() -> None:
     """Stop when whoever started this server has gone, so that tests leave none behind."""
     import signal
     import threading
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        # Not by sys.stdin: its lock would be held when the interpreter ends.
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -158,6 +160,7 @@ def _stop_with_stdin() -> None:
 
 # --- queues -------------------------------------------------------------------------------
 
+_PROVISION = ("min_pilots", "max_pilots", "max_waiting", "pilots_a_minute", "idle")
 _COLUMNS = ("name", "state", "pilots", "running", "vos", "reason")
 
 
@@ -222,6 +225,18 @@ def show_queue(name: str, server: str, ca: Path | None) -> None:
     type=float,
     help="For a job to begin once a pilot has it; default: 600.",
 )
+@click.option("--min-pilots", type=int, metavar="N", help="For a harvester to keep; default: 0.")
+@click.option("--max-pilots", type=int, metavar="N", help="To have at most; default: 10.")
+@click.option(
+    "--max-waiting", type=int, metavar="N", help="To wait in the batch system; default: 10."
+)
+@click.option("--pilots-a-minute", type=float, metavar="N", help="To submit at most; default: 60.")
+@click.option(
+    "--idle",
+    type=float,
+    metavar="SECONDS",
+    help="Without work after which a pilot goes; default: 300.",
+)
 @click.option("--file", "file", type=click.File(), help="The queue as JSON; '-': standard input.")
 def put_queue(name: str, server: str, ca: Path | None, file: Any, **given: Any) -> None:
     """Make a queue, or change what is given of one that is there.
@@ -229,6 +244,7 @@ def put_queue(name: str, server: str, ca: Path | None, file: Any, **given: Any) 
     \b
     Examples:
       pandaflow queues put CERN --site cores=64 --site memory=256000000000 --vo atlas
+      pandaflow queues put CERN --max-pilots 20 --min-pilots 1 --pilots-a-minute 10 --idle 600
       pandaflow queues show CERN | jq 'del(.name,.state)' | pandaflow queues put CERN2 --file -
     """
     with _client(server, ca) as client:
@@ -239,16 +255,18 @@ def put_queue(name: str, server: str, ca: Path | None, file: Any, **given: Any) 
 def _queue_body(client: GridClient, name: str, file: Any, given: dict[str, Any]) -> Any:
     from pydantic import ValidationError
 
-    from pandaflow.grid.messages import QueueBody
+    from pandaflow.grid.places import QueueBody
 
     site = dict(_pair(text) for text in given.pop("site"))
     said = {key: value for key, value in given.items() if value not in (None, ())}
+    provision = {key: said.pop(key) for key in _PROVISION if key in said}
     try:
         if file is not None:
             base = QueueBody.model_validate_json(file.read(), extra="ignore").model_dump()
         else:
             base = _there(client, name)
         merged = {**base, **said, "site": {**base.get("site", {}), **site}}
+        merged["provision"] = {**base.get("provision", {}), **provision}
         return QueueBody.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
@@ -258,7 +276,7 @@ def _queue_body(client: GridClient, name: str, file: Any, given: dict[str, Any])
 
 def _there(client: GridClient, name: str) -> dict[str, Any]:
     """Return what is known of a queue; nothing if it is new."""
-    from pandaflow.grid.messages import QueueBody
+    from pandaflow.grid.places import QueueBody
 
     for queue in client.queues():
         if queue.name == name:

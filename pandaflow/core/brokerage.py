@@ -8,11 +8,11 @@ not tell (None) turn nobody away.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 from pandaflow.core.errors import WorkflowError
 from pandaflow.core.model import Resources
-from pandaflow.core.quantities import parse_bytes, parse_seconds
+from pandaflow.core.quantities import parse_bytes, parse_seconds, size_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,9 @@ class Site:
         Folder on the nodes for work directories.
     extra : sequence of str
         More directives as the batch system writes them.
+    rses : sequence of str
+        Storage elements whose files jobs there read without a transfer, as Rucio names them;
+        data that is brought to the site goes to the first.
 
     Raises
     ------
@@ -56,6 +59,7 @@ class Site:
     nodes: int | None = None
     scratch: str | None = None
     extra: tuple[str, ...] = ()
+    rses: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # Written by people: sizes and durations as text, directives as a list.
@@ -74,6 +78,7 @@ class Site:
             for field, least in (("cores", 1), ("nodes", 1), ("gpus", 0)):
                 _whole(field, getattr(self, field), least)
             put(self, "extra", _lines(self.extra))
+            put(self, "rses", _rses(self.rses))
         except WorkflowError as error:
             raise WorkflowError(f"site {self.name!r}: {error}") from None
 
@@ -94,6 +99,20 @@ def _lines(value: object) -> tuple[str, ...]:
     return lines
 
 
+def _rses(value: object) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, Iterable):
+        raise WorkflowError(f"rses={value!r}: give a list of storage elements")
+    found = tuple(names)
+    for name in found:
+        # Blanks and operators would make it an RSE expression, which only Rucio can resolve.
+        if not isinstance(name, str) or not name or not name.replace("-", "_").isidentifier():
+            raise WorkflowError(f"rses={name!r}: give the name of a storage element")
+    if len(set(found)) < len(found):
+        raise WorkflowError(f"rses={list(found)!r}: name each storage element once")
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """What a site has of one run's jobs.
@@ -102,14 +121,24 @@ class Load:
     ----------
     running, waiting : int
         Jobs that run there, and jobs that were sent there and do not run yet.
-    finished, lost : int
-        How attempts ended there; ``lost`` are those that the site itself spoiled.
+    finished, lost : float
+        How attempts ended there; ``lost`` are those that the site itself spoiled. Whole numbers,
+        or less of what is long ago (:meth:`fade`).
     """
 
     running: int = 0
     waiting: int = 0
-    finished: int = 0
-    lost: int = 0
+    finished: float = 0
+    lost: float = 0
+
+    def fade(self, seconds: float, half_life: float = 6 * 3600.0) -> Load:
+        """Return it with endings counted half after each ``half_life``, both in seconds.
+
+        PanDA's analysis broker looks at the endings of the last six hours. Fading forgets as fast
+        and needs two numbers a site instead of a window of endings.
+        """
+        kept = 0.5 ** (max(seconds, 0.0) / half_life)
+        return replace(self, finished=self.finished * kept, lost=self.lost * kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +188,7 @@ def misfit(resources: Resources, site: Site) -> str:
 
 
 def _amount(what: str, value: float) -> str:
-    return f"{_size(value)} of {what}" if what in ("memory", "disk") else f"{value:g} {what}"
-
-
-def _size(value: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} TiB"
+    return f"{size_text(value)} of {what}" if what in ("memory", "disk") else f"{value:g} {what}"
 
 
 def cores_on_node(resources: Resources) -> int:
@@ -190,6 +211,21 @@ def slots_per_node(resources: Resources, site: Site) -> int:
     return min(counts)
 
 
+def room(resources: Resources, site: Site) -> int:
+    """Return how many such jobs run at a site at once, on all nodes that may be used."""
+    return slots_per_node(resources, site) * (site.nodes or 1)
+
+
+def turnover(load: Load, slots: int) -> float:
+    """Return how soon a site with so many slots would start one more job; larger is sooner."""
+    return (max(load.running, slots) + 1) / (load.running + load.waiting + 1)
+
+
+def success(load: Load) -> float:
+    """Return the share of attempts that a site did not spoil; one success is taken for granted."""
+    return (load.finished + 1) / (load.finished + load.lost + 1)
+
+
 def weight(resources: Resources, site: Site, load: Load) -> float:
     """Return how well a site would do for one more job; larger is better.
 
@@ -198,9 +234,7 @@ def weight(resources: Resources, site: Site, load: Load) -> float:
     jobs until some run, since batch nodes come when they are asked for, and the weight is
     lessened by the share of attempts that the site has spoiled (both with one added).
     """
-    room = slots_per_node(resources, site) * (site.nodes or 1)
-    good = (load.finished + 1) / (load.finished + load.lost + 1)
-    return (max(load.running, room) + 1) / (load.running + load.waiting + 1) * good
+    return turnover(load, room(resources, site)) * success(load)
 
 
 def rank(

@@ -114,8 +114,10 @@ class File(os.PathLike[str]):
 
     @property
     def name(self) -> str:
-        """The last part of the path."""
-        return self.path.rstrip("/").rsplit("/", 1)[-1]
+        """The last part of the path; of ``rucio://SCOPE:NAME``, of the name."""
+        scheme, _, rest = self.path.partition("://")
+        path = rest.partition(":")[2] if scheme == "rucio" else self.path
+        return path.rstrip("/").rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

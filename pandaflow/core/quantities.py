@@ -70,3 +70,29 @@ def parse_seconds(value: object, what: str = "duration") -> float:
             seconds = seconds * 60 + part
         return seconds
     return _quantity(value, _SECONDS, what)
+
+
+def size_text(value: float) -> str:
+    """Write bytes as memory and disks are sold by: ``"64 GiB"``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} TiB"
+
+
+def volume_text(value: float) -> str:
+    """Write bytes as data sets and tapes are counted: ``"40 TB"``."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 999.5:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.3g} PB" if value < 999.5 else f"{value:,.0f} PB"
+
+
+def time_text(seconds: float) -> str:
+    """Write a duration with its unit: ``"90 s"``, ``"16.7 min"``, ``"4 h"``."""
+    for unit, size, most in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172800)):
+        if seconds < most:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 86400:,.3g} d" if seconds < 86400 * 999 else f"{seconds / 86400:,.0f} d"

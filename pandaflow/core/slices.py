@@ -43,7 +43,7 @@ class SourceItems(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Shifted:
+class Shifted:
     """A piece of a chunk map with irregular bounds: those of some jobs only."""
 
     first: int
@@ -148,7 +148,7 @@ def reader(
 def _piece(chunks: ChunkMap, jobs: Jobs) -> Chunks:
     if not isinstance(chunks, Bounds):
         return chunks
-    return _Shifted(jobs[0], tuple(chunks.bounds[jobs[0] : jobs[-1] + 2]))
+    return Shifted(jobs[0], tuple(chunks.bounds[jobs[0] : jobs[-1] + 2]))
 
 
 def _node_names(task: TaskRun, jobs: Jobs) -> dict[int, str]:

@@ -5,12 +5,12 @@ Values are kept pickled one by one and are never unpickled here: only jobs do th
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Mapping
 
 from pandaflow.core.bundle import SourceSlice
 from pandaflow.core.errors import DataError
 from pandaflow.core.model import SourceSpec
+from pandaflow.data import plain
 from pandaflow.data.results import ResultStore
 
 
@@ -62,9 +62,6 @@ class StoredItems:
 
     def _load(self, name: str) -> list[bytes]:
         try:
-            frames = pickle.loads(self._results.get(name))  # a list of bytes, nothing else
-        except pickle.UnpicklingError as error:
-            raise DataError(f"{name} in {self._results.url} is corrupt: {error}") from error
-        if not isinstance(frames, list):
-            raise DataError(f"{name} in {self._results.url} holds no items")
-        return frames
+            return plain.frames(self._results.get(name))
+        except DataError as error:
+            raise DataError(f"{name} in {self._results.url}: {error}") from error

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, Literal, cast
 from pandaflow.core.bundle import BundleSpec, BundleValues, Missing
 from pandaflow.core.errors import DataError
 from pandaflow.core.model import compact, runs_of
+from pandaflow.data import plain
 
 FORMAT = "pandaflow-values"
 VERSION = 1
@@ -178,6 +179,16 @@ def _decode(body: bytes, encoding: str, place: str) -> list[Any]:
         ) from error
 
 
+def _decode_plain(body: bytes, place: str) -> list[Any]:
+    try:
+        values = plain.loads(body)
+    except DataError as error:
+        raise type(error)(f"{place}: {error}") from error
+    if type(values) is not list:
+        raise DataError(f"{place}: {type(values).__name__} instead of a list of values")
+    return values
+
+
 # --- the file format --------------------------------------------------------------------
 
 
@@ -211,7 +222,14 @@ def _header_line(spec: BundleSpec, encoded: Encoded, report: Mapping[str, Any]) 
     return text + _SEAL + f'{zlib.adler32(text):08x}"}}\n'.encode()
 
 
-def _parse_header(line: bytes, place: str) -> dict[str, Any]:
+def parse_header(line: bytes, place: str) -> dict[str, Any]:
+    """Return the header of a values file from its first line.
+
+    Raises
+    ------
+    DataError
+        It is none; ``place`` says where it was found.
+    """
     text, _, seal = line.rpartition(_SEAL)
     if seal != f'{zlib.adler32(text):08x}"}}\n'.encode():
         raise DataError(f"{place}: not a values file, or corrupt or cut short in its header")
@@ -222,14 +240,17 @@ def _parse_header(line: bytes, place: str) -> dict[str, Any]:
     return header
 
 
-def _parse_file(data: bytes, place: str, verify: bool) -> BundleValues:
+def _parse_file(data: bytes, place: str, verify: bool, only_plain: bool) -> BundleValues:
     end = data.find(b"\n") + 1
-    header, body = _parse_header(data[:end], place), data[end:]
+    header, body = parse_header(data[:end], place), data[end:]
     if len(body) != header["nbytes"]:
         raise DataError(f"{place}: has {len(body)} bytes of values, expected {header['nbytes']}")
     if verify and adler32(body) != header["checksum"]:
         raise DataError(f"{place}: checksum is {adler32(body)}, expected {header['checksum']}")
-    values = _decode(body, header["encoding"], place)
+    if only_plain and header["encoding"] != "json":
+        values = _decode_plain(body, place)
+    else:
+        values = _decode(body, header["encoding"], place)
     for at, reason, absent in header["missing"]:
         values[at] = Missing(reason, absent)
     jobs = [job for start, stop in header["jobs"] for job in range(start, stop)]
@@ -321,17 +342,21 @@ class ResultStore:
         self._write(location, (_header_line(spec, encoded, report), encoded.body), sync=True)
         return location
 
-    def load(self, location: str, verify: bool = True) -> BundleValues:
+    def load(self, location: str, verify: bool = True, *, only_plain: bool = False) -> BundleValues:
         """Return the values of a bundle.
+
+        Unpickling runs code of whoever made the values, unless ``only_plain``: then what is no
+        plain value (:mod:`pandaflow.data.plain`) is refused.
 
         Raises
         ------
+        NotPlain
+            There are other values, and ``only_plain``.
         DataError
             The file is missing, corrupt or cut short, or needs packages that are not here.
         """
-        return _parse_file(
-            self._read(location, lambda file: file.read()), self._path(location), verify
-        )
+        data = self._read(location, lambda file: file.read())
+        return _parse_file(data, self._path(location), verify, only_plain)
 
     def header(self, location: str) -> dict[str, Any]:
         """Return the header of a values file; ``header["report"]`` is the packed report.
@@ -341,7 +366,7 @@ class ResultStore:
         DataError
             As for :meth:`load`.
         """
-        return _parse_header(
+        return parse_header(
             self._read(location, lambda file: file.readline()), self._path(location)
         )
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from types import TracebackType
 from typing import Any
 
-from pandaflow.core.errors import PandaflowError
+from pandaflow.core.errors import DataError, PandaflowError
 from pandaflow.core.events import BundleEnded
 from pandaflow.core.model import Failure, compact, runs_of
 
@@ -165,6 +165,75 @@ def unpack_ended(report: Mapping[str, Any]) -> BundleEnded:
     texts = report.get("tracebacks", ())
     known["failures"] = {p: _unpack_failure(raw, texts) for p, raw in report.get("failures", ())}
     return BundleEnded(**known)
+
+
+def parse_ended(report: Mapping[str, Any], bundle: int, size: int) -> BundleEnded:
+    """Turn a report that anybody may have written into the end of a bundle.
+
+    Parameters
+    ----------
+    report : mapping
+        As :func:`pack_ended` makes it.
+    bundle : int
+        Number of the bundle that it should be about.
+    size : int
+        How many jobs that has.
+
+    Raises
+    ------
+    DataError
+        It is about another bundle, about jobs that this one does not have, or damaged.
+    """
+    try:
+        # First: positions travel as spans, which are short however many they stand for.
+        fine = _few(report, size)
+        ended = unpack_ended(report) if fine else BundleEnded(at=0.0, bundle=bundle)
+        fine = fine and ended.bundle == bundle and _fits(ended, size)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise DataError(f"the report on bundle {bundle} is damaged ({told})") from error
+    if not fine:
+        raise DataError(f"the report on bundle {bundle} does not fit it")
+    return ended
+
+
+def _few(report: Mapping[str, Any], size: int) -> bool:
+    groups = [report.get(name, ()) for name in ("unstarted", "cached")]
+    for name in ("blocked", "skipped"):
+        groups.append([span for _, spans in report.get(name, ()) for span in spans])
+    return all(
+        all(0 <= start <= stop <= size for start, stop in spans)
+        and sum(stop - start for start, stop in spans) <= size
+        for spans in groups
+    )
+
+
+def _fits(ended: BundleEnded, size: int) -> bool:
+    places = [*ended.failures, *ended.blocked, *ended.skipped, *ended.sizes, *ended.logs]
+    places += [*ended.unstarted, *ended.cached]
+    places += [ended.detached] if ended.detached is not None else []
+    measures = (getattr(ended, name) for name in (*_FLOATS, *_COUNTS))
+    texts = (ended.worker, ended.location, ended.checksum)
+    numbers = (ended.at, ended.started, ended.nbytes)
+    return (
+        all(type(place) is int and 0 <= place < size for place in places)
+        and all(len(each) in (0, size) for each in measures)
+        and all(type(each) is str for each in texts)
+        and all(type(each) in (int, float) for each in numbers)
+        and all(_is_text(each) for each in ended.failures.values())
+        and type(ended.truth) in (bool, type(None))
+        # Each item of a list takes a byte at least.
+        and all(0 <= count <= ended.nbytes for count in ended.sizes.values())
+    )
+
+
+def _is_text(failure: Failure) -> bool:
+    texts = (failure.kind, failure.message, failure.type, failure.traceback, *failure.mro)
+    return (
+        all(type(each) is str for each in texts)
+        and type(failure.code) in (int, type(None))
+        and type(failure.charged) is bool
+    )
 
 
 def _spans(positions: Sequence[int]) -> list[list[int]]:

@@ -17,11 +17,10 @@ from pandaflow.grid.messages import (
     Outcomes,
     PilotCommand,
     PilotUpdate,
-    Queue,
-    QueueBody,
     Submission,
     Updated,
 )
+from pandaflow.grid.places import Demand, Queue, QueueBody
 
 #: Bytes of bundles in one request; the server takes more.
 REQUEST_BYTES = 16_000_000
@@ -33,9 +32,10 @@ class GridClient(Calls):
 
     # --- drivers ------------------------------------------------------------------------
 
-    def open_run(self, run: str) -> None:
-        """Make a run known to the pool."""
-        self.call("PUT", f"/pool/{word(run)}")
+    def open_run(self, run: str, owner: str = "") -> None:
+        """Make a run known to the pool; it is the owner's, or one's own."""
+        query = {"owner": owner} if owner else {}
+        self.call("PUT", f"/pool/{word(run)}", params=query)
 
     def put_payload(self, run: str, digest: str, data: bytes) -> None:
         """Leave what a run's functions need, by its SHA-256."""
@@ -163,9 +163,13 @@ class GridClient(Calls):
         """Open a queue that is closed or held."""
         return self.message(Queue, "POST", f"/queues/{word(name)}/open", repeat=True)
 
-    def pilots(self) -> list[dict[str, Any]]:
-        """Return pilots, those heard of last first."""
-        return self.rows("/pilots")
+    def demand(self, name: str) -> Demand:
+        """Return what a queue is wanted for: counts of bundles by what they need."""
+        return self.message(Demand, "GET", f"/queues/{word(name)}/demand")
+
+    def pilots(self, queue: str = "") -> list[dict[str, Any]]:
+        """Return pilots, of one queue or of all, those heard of last first."""
+        return self.rows("/pilots", params={"queue": queue} if queue else {})
 
     def command_pilot(self, name: str, command: PilotCommand) -> None:
         """Tell a pilot to drain or to stop."""

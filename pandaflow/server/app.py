@@ -19,7 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pandaflow import __version__
 from pandaflow.core.errors import PandaflowError
-from pandaflow.grid.messages import Acquire, Cancellation, PilotUpdate, QueueBody, Submission
+from pandaflow.grid.messages import Acquire, Cancellation, PilotUpdate, Submission
+from pandaflow.grid.places import QueueBody
 from pandaflow.grid.runs.messages import Left, Wish
 from pandaflow.server.problems import answer_to
 from pandaflow.server.routes import about, pilot, places, pool, runs

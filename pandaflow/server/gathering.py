@@ -13,7 +13,7 @@ from pandaflow.server.problems import Refusal
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
-#: Less than such a part of a batch waits for more to come.
+#: Less than such a part of a batch may wait for more to come.
 _FEW = 10
 _Waiting = tuple[Question, "asyncio.Future[Answer]"]
 
@@ -22,7 +22,8 @@ class Gatherer(Generic[Question, Answer]):
     """Collects questions and hands them on in batches; one batch is under way at a time.
 
     While a batch is under way the next one collects, so that batches grow with the load by
-    themselves. Use it in one event loop.
+    themselves. Where there is little to do a question is handed on at once. Use it in one event
+    loop.
 
     Parameters
     ----------
@@ -30,7 +31,8 @@ class Gatherer(Generic[Question, Answer]):
         Answers a batch, in order; runs in a thread.
     threads : Executor
     seconds : float
-        For which a few questions wait for others: a transaction costs as much for one.
+        Between the beginnings of two batches at least, unless many wait: a transaction costs as
+        much for one.
     most : int
         Questions in a batch.
     bound : int
@@ -46,7 +48,7 @@ class Gatherer(Generic[Question, Answer]):
         self,
         work: Callable[[Sequence[Question]], Sequence[Answer]],
         threads: Executor,
-        seconds: float = 0.004,
+        seconds: float = 0.01,
         most: int = 500,
         bound: int = 10_000,
     ) -> None:
@@ -55,6 +57,7 @@ class Gatherer(Generic[Question, Answer]):
         self._few = most // _FEW
         self._waiting: deque[_Waiting[Question, Answer]] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._next = 0.0
         self.batches = self.asked = 0
 
     async def ask(self, question: Question) -> Answer:
@@ -84,8 +87,7 @@ class Gatherer(Generic[Question, Answer]):
         """Answer batches until nobody waits."""
         try:
             while self._waiting:
-                if len(self._waiting) < self._few:
-                    await asyncio.sleep(self._seconds)
+                await self._collect()
                 batch = self._take()
                 if batch:
                     await self._answer(batch)
@@ -95,6 +97,14 @@ class Gatherer(Generic[Question, Answer]):
             for _, future in self._waiting:
                 future.cancel()
             self._waiting.clear()
+
+    async def _collect(self) -> None:
+        """Wait until it is time for the next batch."""
+        now = asyncio.get_running_loop().time
+        pause = self._next - now()
+        if pause > 0 and len(self._waiting) < self._few:
+            await asyncio.sleep(pause)
+        self._next = now() + self._seconds
 
     def _take(self) -> list[_Waiting[Question, Answer]]:
         """Return the next batch, without those that were given up meanwhile."""

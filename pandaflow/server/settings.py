@@ -87,7 +87,8 @@ class ServerSettings:
     upload_seconds : float
         After which an upload that became no run is thrown away.
     gather_seconds : float
-        For which the first question waits for others, so that they share a transaction.
+        Between two transactions of the same kind at least, unless many requests wait: those that
+        arrive meanwhile share one. The first after a pause does not wait.
     limits : Limits
     """
 
@@ -103,7 +104,7 @@ class ServerSettings:
     policy: Path | None = None
     care_seconds: float = 2.0
     upload_seconds: float = 86_400.0
-    gather_seconds: float = 0.004
+    gather_seconds: float = 0.01
     limits: Limits = field(default_factory=Limits)
 
     @property

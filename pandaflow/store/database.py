@@ -21,6 +21,9 @@ from pandaflow.store.schema import HEAD, VERSION_TABLE
 #: Held while the schema is created or upgraded on PostgreSQL ("pandaflow" in hexadecimal).
 _SCHEMA_LOCK = 0x70616E6461666C6F
 
+#: Seconds for which a connection that was used is taken to be alive; when that was.
+_FRESH, _USED = 1.0, "pandaflow.used"
+
 #: synchronous=FULL: a commit survives a power cut, not only the death of the process. Measured
 #: at 0.4 ms a commit more than NORMAL (local SSD), under 1 % of the time at 20 commits a second.
 _PRAGMAS = ("foreign_keys = ON", "synchronous = FULL", "cache_size = -32768")
@@ -127,11 +130,14 @@ class Database:
         milliseconds = int(self._timeout * 1000)
         arguments = {"connect_timeout": 10, "options": f"-c lock_timeout={milliseconds}"}
         try:
-            return sa.create_engine(self.url, pool_pre_ping=True, connect_args=arguments)
+            engine = sa.create_engine(self.url, connect_args=arguments)
         except ModuleNotFoundError as error:
             raise StoreError(
                 f"PostgreSQL needs {error.name}: pip install 'pandaflow[postgres]'"
             ) from error
+        event.listen(engine, "checkin", _note_use)
+        event.listen(engine, "checkout", _check_alive)
+        return engine
 
     def _ensure_schema(self) -> None:
         with self.engine.connect() as connection:
@@ -189,6 +195,26 @@ class Database:
                 f"(schema {found}, this one knows up to {HEAD}): upgrade PandaFlow"
             )
         command.upgrade(config, "head")
+
+
+def _note_use(_: Any, record: ConnectionPoolEntry) -> None:
+    record.info[_USED] = time.monotonic()
+
+
+def _check_alive(connection: Any, record: ConnectionPoolEntry, _: Any) -> None:
+    """Have a connection replaced that was lost; one that was used just now is not asked.
+
+    A question each time would cost the pool of bundles a tenth of its speed.
+    """
+    lost = connection.closed
+    if not lost and time.monotonic() - record.info.get(_USED, 0.0) > _FRESH:
+        try:
+            connection.execute("SELECT 1")
+            connection.rollback()
+        except connection.OperationalError:
+            lost = True
+    if lost:
+        raise sa.exc.DisconnectionError
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:

@@ -7,9 +7,11 @@
 * Of a lease only the digest is kept.
 
 States are small numbers, as in the other tables (``pandaflow.store.schema``): 1 ready, 2 sent,
-3 running, 4 ended, 5 lost, 6 cancelled. ``due`` of a bundle that is sent or running is when it
-counts as lost, of one that is over when its row goes: one index serves both. No foreign keys, as
-there: only the pool writes these tables.
+3 running, 4 ended, 5 lost, 6 cancelled. ``due`` of a bundle that is not ready is when the pool's
+care looks at it: one that is sent or running is lost then, if it was ``heard`` of too long ago;
+the row of one that is over goes. Nothing that a heartbeat or a start changes is indexed, nor named
+by an index's condition, so that PostgreSQL writes no index for them. No foreign keys, as there:
+only the pool writes these tables.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ READY, SENT, RUNNING, ENDED, LOST, CANCELLED = 1, 2, 3, 4, 5, 6
 _BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 #: Rows that change often leave room for their next version on the page.
 _ROOM = {"fillfactor": "80"}
+#: Rows that come and go are cleaned away before there are many dead ones.
+_FLEETING = {"autovacuum_vacuum_scale_factor": "0.05"}
 
 
 def _counter(name: str) -> sa.Column[int]:
@@ -101,6 +105,7 @@ pool_bundles = sa.Table(
     sa.Column("outcome", _BIG, comment="number of its last one"),
     sa.Column("wish", sa.Text, nullable=False, server_default="", comment="for its pilot"),
     _text("why"),
+    sa.Column("start", sa.Double, comment="seconds in which it is to start; while it is held"),
     sa.CheckConstraint("state BETWEEN 1 AND 6", name="state"),
     sa.CheckConstraint("seq >= 0", name="seq"),
     sa.CheckConstraint(
@@ -112,11 +117,17 @@ pool_bundles = sa.Table(
     sa.CheckConstraint("state <> 1 OR lease IS NULL", name="free"),
     sa.CheckConstraint("wish IN ('', 'tail', 'let go')", name="wish"),
     sa.UniqueConstraint("run", "bundle", "attempt"),
-    sa.Index("ix_pool_bundles_ready", "class", "rank", "id", **_where("state = 1")),
-    sa.Index("ix_pool_bundles_due", "due", **_where("state > 1")),
+    sa.Index("ix_pool_bundles_ready", "class", "rank", "id", **_where("due IS NULL")),
+    sa.Index("ix_pool_bundles_due", "due", **_where("due IS NOT NULL")),
+    sa.Index("ix_pool_bundles_held", "queue", "pilot", **_where("start IS NOT NULL")),
     # An id is never given twice: a late report must not meet another bundle.
     sqlite_autoincrement=True,
-    postgresql_with=_ROOM,
+    postgresql_with={
+        # Most bundles start and beat on the page where they were given out.
+        "fillfactor": "60",
+        "autovacuum_vacuum_scale_factor": "0.02",
+        "autovacuum_analyze_scale_factor": "0.05",
+    },
 )
 
 pool_work = sa.Table(
@@ -124,6 +135,7 @@ pool_work = sa.Table(
     metadata,
     sa.Column("id", _BIG, primary_key=True, autoincrement=False, comment="of the bundle"),
     sa.Column("body", sa.Text, nullable=False, comment="as JSON"),
+    postgresql_with=_FLEETING,
 )
 
 pool_outcomes = sa.Table(
@@ -147,6 +159,7 @@ pool_outcomes = sa.Table(
         unique=True,
         **_where("kind <> 'started'"),
     ),
+    postgresql_with=_FLEETING,
 )
 
 pool_logs = sa.Table(

@@ -29,7 +29,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from pandaflow.core.status import JOB_CODES, JobStatus, RunStatus, TaskStatus
 
 #: Newest revision of the schema, as in ``migrations/versions``.
-HEAD = "0005"
+HEAD = "0006"
 #: Where Alembic keeps the revision; its own name, so that a database can be shared.
 VERSION_TABLE = "pandaflow_version"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pandaflow.store.loading import RunLoader
 from pandaflow.store.owner import hold, is_gone, let_go, this_process
 from pandaflow.store.reader import SqlReader, find_run
 from pandaflow.store.schema import datasets, requests, runs, studies, tasks
+from pandaflow.store.serving import ServedRun, waiting_runs
 from pandaflow.store.spec import dump_task, dump_workflow
 from pandaflow.store.statements import NOW, Statements
 from pandaflow.store.studies import SqlStudies, SqlStudyWriter, delete_study
@@ -176,6 +177,18 @@ class SqlStore:
             return False
         owner = Owner(row.owner_host, row.owner_pid, row.owner_started, row.owner_token)
         return not is_gone(owner, this_process().host)
+
+    def waiting_runs(self, vos: Sequence[str] | None = None, limit: int = 100) -> list[ServedRun]:
+        """Return runs left with a server that nobody drives now, whose turn it is first.
+
+        Parameters
+        ----------
+        vos : sequence of str, optional
+            Only of these VOs.
+        limit : int
+        """
+        with self._database.read() as connection:
+            return waiting_runs(connection, vos, limit)
 
     def create_study(self, name: str, head: Mapping[str, Any], created: float) -> None:
         """Record a new study, status ``running``, with an empty log.

@@ -13,9 +13,9 @@ from pandaflow.grid.identity import Forbidden
 from pandaflow.grid.messages import (
     Acquire,
     Acquired,
-    QueueBody,
     Trouble,
 )
+from pandaflow.grid.places import Provision, QueueBody
 from pandaflow.grid.pool import NotThere, Pool
 from pandaflow.grid.pool.circuit import HOLD
 from pandaflow.grid.pool.holdings import KEPT
@@ -293,3 +293,39 @@ class QueueTests(PoolBase):
     def test_a_site_that_is_none(self, scene: Scene, site: dict[str, Any]) -> None:
         with pytest.raises(WorkflowError, match=scene.queue):
             scene.add_queue(scene.queue, site=site)
+
+    def test_demand_counts_what_a_queue_may_run(self, scene: Scene, pool: Pool) -> None:
+        other = scene.add_queue(f"{scene.queue}-other", site={"cores": 2})
+        scene.submit(range(5), memory=100)
+        scene.submit([10, 11], cores=4)
+        scene.submit([20], queue=other)
+        stranger = Scene(pool)
+        stranger.submit(range(3))
+        assert len(scene.ask(count=2, memory=200)) == 2
+        assert self.demand(scene, scene.queue) == {(1, 100): (3, 2), (4, None): (2, 0)}
+        assert self.demand(scene, other) == {(1, 100): (3, 0), (1, None): (1, 0)}
+        production = scene.actor("production")
+        assert pool.demand(production, other, scene.now).queue.provision == Provision()
+        with pytest.raises(Forbidden, match="operator or production"):
+            pool.demand(scene.user, other, scene.now)
+        with pytest.raises(NotThere):
+            pool.demand(scene.operator, stranger.queue, scene.now)
+
+    def test_demand_is_counted_up_to_a_bound(
+        self, scene: Scene, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("pandaflow.grid.pool.demand.COUNTED", 3)
+        scene.submit(range(5))
+        assert self.demand(scene, scene.queue) == {(1, None): (3, 0)}
+
+    @staticmethod
+    def demand(scene: Scene, queue: str) -> dict[tuple[int, int | None], tuple[int, int]]:
+        told = scene.pool.demand(scene.operator, queue, scene.now)
+        return {(k.needs.cores, k.needs.memory): (k.ready, k.running) for k in told.classes}
+
+    def test_provisioning_is_kept_with_the_queue(self, scene: Scene) -> None:
+        wanted = Provision(min_pilots=1, max_pilots=7, pilots_a_minute=3.5, idle=60.0)
+        scene.add_queue(scene.queue, provision=wanted)
+        assert scene.pool.queue(scene.user, scene.queue, scene.now).provision == wanted
+        with pytest.raises(ValueError, match="above max_pilots=2"):
+            Provision(min_pilots=3, max_pilots=2)

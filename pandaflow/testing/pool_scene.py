@@ -18,12 +18,12 @@ from pandaflow.grid.messages import (
     Needs,
     Outcome,
     PilotUpdate,
-    QueueBody,
     Report,
     Trouble,
     Updated,
     Verdict,
 )
+from pandaflow.grid.places import QueueBody
 from pandaflow.grid.pool import Pool
 from pandaflow.store.database import Database
 

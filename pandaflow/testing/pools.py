@@ -32,6 +32,7 @@ from pandaflow.grid.messages import (
     Verdict,
 )
 from pandaflow.grid.pool import NotThere, Pool
+from pandaflow.testing.pool_pace import PaceTests
 from pandaflow.testing.pool_reports import QueueTests, ReportTests
 from pandaflow.testing.pool_scene import (
     HEARTBEAT,
@@ -377,6 +378,22 @@ class _VisibilityTests(PoolBase):
         production = scene.actor("production", subject="robot")
         assert scene.pool.cancel(production, scene.run, None, scene.now) == 1
 
+    def test_services_put_runs_into_the_pool_for_others(self, scene: Scene) -> None:
+        robot = scene.actor("production", subject="robot")
+        name = f"{scene.run}-left"
+        scene.pool.open_run(robot, name, scene.now, scene.user.subject)
+        scene.pool.open_run(robot, name, scene.now, scene.user.subject)
+        (row,) = [each for each in scene.pool.runs(scene.user) if each["run"] == name]
+        assert row["owner"] == scene.user.subject
+        assert scene.pool.cancel(scene.user, name, None, scene.now) == 0
+        assert scene.pool.cancel(robot, name, None, scene.now) == 0
+        stranger = scene.actor("user", subject="stranger")
+        with pytest.raises(Forbidden, match="another user's"):
+            scene.pool.cancel(stranger, name, None, scene.now)
+        with pytest.raises(Forbidden, match="production or operator"):
+            scene.pool.open_run(stranger, f"{name}-2", scene.now, scene.user.subject)
+        scene.pool.open_run(stranger, f"{name}-2", scene.now, "stranger")
+
     def test_text_that_a_database_cannot_take(self, scene: Scene) -> None:
         with pytest.raises(ValueError, match="zero byte"):
             scene.pool.bundles(scene.user, "a\0b")
@@ -393,5 +410,5 @@ class _VisibilityTests(PoolBase):
         assert new == {"ready": 2, "held": 2, "unread": 1, "pilots": 1}
 
 
-class PoolTests(_DriverTests, _MatchingTests, ReportTests, QueueTests, _VisibilityTests):
+class PoolTests(_DriverTests, _MatchingTests, ReportTests, QueueTests, PaceTests, _VisibilityTests):
     """What the pool must do on every database. The subclass brings a fixture ``database``."""

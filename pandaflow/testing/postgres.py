@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -63,6 +63,17 @@ class PostgresServer:
     Use it as a context manager. PostgreSQL refuses to run as root: then it runs as the user
     ``postgres``, or ``nobody``.
 
+    Parameters
+    ----------
+    settings : mapping of str to str, optional
+        Of ``postgresql.conf``, besides those of tests or instead of them: tests run without
+        ``fsync``, benchmarks with.
+
+    Attributes
+    ----------
+    folder : Path
+        Has its data and its socket.
+
     Raises
     ------
     PostgresMissing
@@ -71,7 +82,8 @@ class PostgresServer:
         The server does not start; with the end of its log.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
+        self._settings = {**_SETTINGS, **(settings or {})}
         self._programs = find_programs()
         self._account = _account()
         # Not under pytest's folder: a socket's path may have 107 characters at most.
@@ -96,9 +108,20 @@ class PostgresServer:
     ) -> None:
         self._clean_up()
 
+    @property
+    def pid(self) -> int:
+        """Process id of the running server."""
+        if self._process is None:
+            raise RuntimeError("the PostgreSQL server does not run")
+        return self._process.pid
+
+    def program(self, name: str) -> Path:
+        """Return the path of one of PostgreSQL's programs."""
+        return self._programs / name
+
     def start(self) -> None:
         """Start the server and wait until it answers."""
-        options = [word for item in _SETTINGS.items() for word in ("-c", "=".join(item))]
+        options = [word for item in self._settings.items() for word in ("-c", "=".join(item))]
         command = [self._programs / "postgres", "-D", self.folder / "data", *options]
         with (self.folder / "log").open("ab") as log:
             self._process = self._popen([*command, "-k", self.folder], stdout=log, stderr=log)

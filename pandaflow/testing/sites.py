@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pandaflow.grid.messages import Queue, QueueBody
+from pandaflow.grid.places import Queue, QueueBody
 from pandaflow.testing.grid import GridServer
 
 #: Seconds to wait for a pilot to end by itself.

@@ -29,7 +29,7 @@ from pandaflow_pilot.process import Ended, Process, size, tail
 from pandaflow_pilot.pythons import Environments
 from pandaflow_pilot.settings import Patience
 from pandaflow_pilot.slots import Slot
-from pandaflow_pilot.stagein import stage_in
+from pandaflow_pilot.stagein import Catalogue, stage_in
 from pandaflow_pilot.stageout import Room, Shelf, stage_out
 from pandaflow_pilot.transfer import Aborted
 from pandaflow_pilot.workdir import WorkDir, made, remove
@@ -61,6 +61,8 @@ class Site:
     patience : Patience
     hidden : tuple of str
         What containers must not see.
+    catalogue : Catalogue, optional
+        Of inputs that are named, not located.
     """
 
     work: WorkDir
@@ -69,6 +71,7 @@ class Site:
     runtimes: Mapping[str, str]
     patience: Patience
     hidden: tuple[str, ...] = ()
+    catalogue: Catalogue | None = None
 
 
 class BundleRun:
@@ -232,7 +235,8 @@ class BundleRun:
         try:
             self.phase = "stagein"
             for given in command.inputs:
-                stage_in(given, work, self.control.check_soft, self.control.sleep)
+                control, catalogue = self.control, self._site.catalogue
+                stage_in(given, work, control.check_soft, control.sleep, catalogue)
             self.phase = "payload"
             ended, stopped = self._run_command(command, folder, work)
             error = stopped or self._failure(ended)

@@ -18,7 +18,7 @@ from pandaflow_pilot import __version__, log
 from pandaflow_pilot.codes import PilotError
 from pandaflow_pilot.containers import RUNTIMES
 from pandaflow_pilot.pilot import Pilot
-from pandaflow_pilot.settings import Node, Patience, Server, Settings
+from pandaflow_pilot.settings import RSE_VARIABLE, Node, Patience, Server, Settings
 
 EXIT_USAGE = 2
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -35,6 +35,9 @@ examples:
   functions by the Python of a virtual environment, commands in containers by bubblewrap:
     pandaflow-pilot --server https://pool.example.org --queue SITE_A \\
         --python /opt/pandaflow/bin/python --container-runtime bubblewrap
+  inputs rucio://SCOPE:NAME, by rucio-clients and its configuration, from the site's own disks:
+    RUCIO_CONFIG=/etc/rucio.cfg X509_USER_PROXY=/run/secrets/proxy pandaflow-pilot \\
+        --server https://pool.example.org --queue SITE_A --rse SITE_A_DISK,SITE_A_CACHE
 
 SIGTERM: take no more bundles, end when those that run have ended. Once more: end now.
 The token may also be in the variable PANDAFLOW_TOKEN. exit codes: 0 done, 1 turned away by
@@ -114,6 +117,9 @@ def _add_node(found: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--tags", default="", metavar="A,B", help="what this node has")
     group.add_argument("--workdir", default="", metavar="DIR", help="default: the temporary one")
+    group.add_argument(
+        "--rse", default="", metavar="A,B", help="Rucio's storage elements near this node, in order"
+    )
 
 
 def _add_times(found: argparse.ArgumentParser) -> None:
@@ -177,15 +183,20 @@ def parse_settings(arguments: Sequence[str] | None, prog: str) -> tuple[Settings
             cores=given.cores or _own_cores(),
             memory=given.memory or _own_memory(),
             gpus=_gpus(given.gpus),
-            tags=tuple(tag.strip() for tag in given.tags.split(",") if tag.strip()),
+            tags=_words(given.tags),
         ),
         patience=patience,
         workdir=given.workdir or tempfile.gettempdir(),
         python=given.python,
         runtime=given.container_runtime,
+        rses=_words(given.rse or os.environ.get(RSE_VARIABLE, "")),
         once=given.once,
     )
     return settings, given.log_level
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def _own_cores() -> int:

@@ -22,6 +22,7 @@ from pandaflow_pilot.log import LOGGER
 from pandaflow_pilot.payloads import Payloads
 from pandaflow_pilot.pythons import Environments
 from pandaflow_pilot.reports import Held, Reporter
+from pandaflow_pilot.rucio import Rucio
 from pandaflow_pilot.settings import Settings
 from pandaflow_pilot.slots import Slot, Slots
 from pandaflow_pilot.workdir import WorkDir, end_guard, start_guard
@@ -127,6 +128,7 @@ class Pilot:
             runtimes=self._runtimes,
             patience=self._settings.patience,
             hidden=tuple(os.path.abspath(path) for path in hidden if path),
+            catalogue=Rucio(self._settings.rses),
         )
 
     # --- the end ---

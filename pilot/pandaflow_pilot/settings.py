@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 #: Variable that holds the token where no file does.
 TOKEN_VARIABLE = "PANDAFLOW_TOKEN"
+#: Variable that names Rucio's storage elements near this node where no option does.
+RSE_VARIABLE = "PANDAFLOW_RSE"
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ class Settings:
         Runs functions; empty: the pilot looks for one.
     runtime : str
         Container runtime; empty: the first that works.
+    rses : tuple of str
+        Rucio's storage elements that inputs are read from rather than others, nearest first.
     once : bool
         End after the first answer that brings work.
     """
@@ -114,4 +118,5 @@ class Settings:
     workdir: str = ""
     python: str = ""
     runtime: str = ""
+    rses: tuple[str, ...] = ()
     once: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 from pandaflow_pilot import transfer
 from pandaflow_pilot.api import Pauses
@@ -16,11 +17,27 @@ from pandaflow_pilot.transfer import Check, TransferError
 
 #: Rounds through the replicas that may still go well.
 ROUNDS = 3
+#: A replica that begins like this is a name, which a catalogue knows the replicas of.
+RUCIO = "rucio://"
 
 Sleep = Callable[[float], None]
 
 
-def stage_in(given: Input, folder: str, check: Check, sleep: Sleep) -> None:
+class Catalogue(Protocol):
+    """Knows where files are that have a name of their own."""
+
+    def bring(self, given: Input, url: str, target: str, check: Check) -> None:
+        """Copy the file ``url`` to ``target`` from any of its replicas, and check it.
+
+        Raises
+        ------
+        PilotError, Aborted
+        """
+
+
+def stage_in(
+    given: Input, folder: str, check: Check, sleep: Sleep, catalogue: Catalogue | None = None
+) -> None:
     """Bring a file into ``folder``.
 
     Parameters
@@ -32,6 +49,8 @@ def stage_in(given: Input, folder: str, check: Check, sleep: Sleep) -> None:
         Raises ``Aborted`` when the file is no more wanted.
     sleep : callable
         Waits; between two rounds.
+    catalogue : Catalogue, optional
+        For replicas ``rucio://SCOPE:NAME``.
 
     Raises
     ------
@@ -47,7 +66,7 @@ def stage_in(given: Input, folder: str, check: Check, sleep: Sleep) -> None:
         if number:
             sleep(pauses.next())
         for url in list(replicas):
-            error = _tried(given, url, target, check)
+            error = _tried(given, url, target, check, catalogue)
             if error is None:
                 return
             LOGGER.warning("%s: %s", given.name, error)
@@ -59,20 +78,30 @@ def stage_in(given: Input, folder: str, check: Check, sleep: Sleep) -> None:
     raise _together(given, list(worst.values()))
 
 
-def _tried(given: Input, url: str, target: str, check: Check) -> PilotError | None:
+def _tried(
+    given: Input, url: str, target: str, check: Check, catalogue: Catalogue | None
+) -> PilotError | None:
     """Try one replica; return what was wrong with it."""
     try:
-        transfer.fetch(url, target, check)
+        if catalogue is not None and url.startswith(RUCIO):
+            catalogue.bring(given, url, target, check)
+        else:
+            transfer.fetch(url, target, check)
         verify(given, url, target)
     except TransferError as error:
-        name = "stage_in_timeout" if error.timeout else "stage_in"
-        name = "input_missing" if error.missing else name
-        return PilotError(name, f"{url}: {error}", transient=error.transient)
+        return failed(url, error)
     except PilotError as error:
         with suppress(OSError):
             os.unlink(target)
         return error
     return None
+
+
+def failed(place: str, error: TransferError) -> PilotError:
+    """Return the error of a replica that could not be read."""
+    name = "stage_in_timeout" if error.timeout else "stage_in"
+    name = "input_missing" if error.missing else name
+    return PilotError(name, f"{place}: {error}", transient=error.transient)
 
 
 def verify(given: Input, url: str, path: str) -> None:

@@ -30,6 +30,8 @@ from typing import Any, Protocol
 _BLOCK = 1 << 20
 #: Seconds without a byte after which a connection has failed.
 _SILENCE = 60.0
+#: Left to itself, xrdcp tries to reach a dead server for ten minutes.
+_XROOTD = {"XRD_CONNECTIONWINDOW": "20", "XRD_CONNECTIONRETRY": "2", "XRD_STREAMTIMEOUT": "60"}
 #: Seconds that one copy by another program may take.
 _PROGRAM = 6 * 3600.0
 
@@ -90,8 +92,15 @@ def scheme_of(url: str) -> Scheme:
     return Fsspec()
 
 
-def fetch(url: str, path: str, check: Check) -> None:
+def fetch(url: str, path: str, check: Check, scheme: Scheme | None = None) -> None:
     """Copy ``url`` to the local file ``path``.
+
+    Parameters
+    ----------
+    url, path : str
+    check : callable
+    scheme : Scheme, optional
+        Default: by the URL.
 
     Raises
     ------
@@ -99,7 +108,7 @@ def fetch(url: str, path: str, check: Check) -> None:
     """
     part = f"{path}.part"
     with _told():
-        scheme_of(url).get(url, part, check)
+        (scheme or scheme_of(url)).get(url, part, check)
         os.replace(part, path)
 
 
@@ -183,7 +192,16 @@ def _pour(source: Any, target: Any, check: Check) -> None:
 
 
 class Http:
-    """Web servers, and stores that speak like them."""
+    """Web servers, and stores that speak like them.
+
+    Parameters
+    ----------
+    open : callable
+        Of a request and ``timeout``; adds what proves who asks.
+    """
+
+    def __init__(self, open: Callable[..., Any] = urllib.request.urlopen) -> None:
+        self._open = open
 
     def get(self, url: str, path: str, check: Check) -> None:
         """Get a file; what an earlier try has got is not asked for again."""
@@ -192,7 +210,7 @@ class Http:
         if have:
             request.add_header("Range", f"bytes={have}-")
         try:
-            answer = urllib.request.urlopen(request, timeout=_SILENCE)
+            answer = self._open(request, timeout=_SILENCE)
         except urllib.error.HTTPError as error:
             error.close()
             if error.code != 416:
@@ -217,7 +235,7 @@ class Http:
             request = urllib.request.Request(url, file, headers, method="PUT")
             check()
             try:
-                urllib.request.urlopen(request, timeout=_SILENCE).close()
+                self._open(request, timeout=_SILENCE).close()
             except urllib.error.HTTPError as error:
                 error.close()
                 raise _http_error(url, error.code, error.reason) from None
@@ -269,6 +287,7 @@ def _xrdcp(source: str, target: str, check: Check, *options: str) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        env={**_XROOTD, **os.environ},
     )
     try:
         said = _waited(process, check)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import globus_compute_sdk
 import pandaflow as pf
 from pandaflow.testing.globus.endpoint import Endpoint
 from pandaflow.testing.globus.local import Globus
+from tests.acceptance.drivers import Drivers
 from tests.acceptance.globus_work import (
     PATIENCE,
     all_noted,
@@ -251,43 +250,15 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield server.url
 
 
-class Drivers:
-    """Drivers of one run, in processes of their own."""
-
-    def __init__(self, globus: Globus, endpoint: Endpoint, store: str, folder: Path, root: str):
-        self._argv = [sys.executable, "-c", SCRIPT, store, str(folder), endpoint.id, f"{root}/data"]
-        self._env = globus.env | {"PANDAFLOW_RESULTS": f"{root}/results"}
-        self.run = "new"
-
-    @contextmanager
-    def killed(self, n: int, seconds: float) -> Iterator[None]:
-        """Begin a run of n jobs; kill the driver at the end of the block."""
-        with self._start(n, seconds) as first:
-            assert first.stdout is not None
-            try:
-                self.run = first.stdout.readline().strip()
-                yield
-            finally:
-                first.kill()
-
-    def resume(self) -> str:
-        """Go on with the run; return how it ended."""
-        with self._start(0, 0.0) as second:
-            try:
-                told, _ = second.communicate(timeout=PATIENCE)
-            finally:
-                second.kill()
-        return told.split()[-1]
-
-    def _start(self, n: int, seconds: float) -> subprocess.Popen[str]:
-        argv = [*self._argv, self.run, str(n), str(seconds)]
-        return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=self._env)
+def drivers_of(globus: Globus, endpoint: Endpoint, store: str, folder: Path, root: str) -> Drivers:
+    argv = [sys.executable, "-c", SCRIPT, store, str(folder), endpoint.id, f"{root}/data"]
+    return Drivers(argv, globus.env | {"PANDAFLOW_RESULTS": f"{root}/results"})
 
 
 def test_the_next_driver_collects_what_finished_meanwhile(
     globus: Globus, endpoint: Endpoint, store: str, tmp_path: Path, root: str
 ) -> None:
-    drivers = Drivers(globus, endpoint, store, tmp_path, root)
+    drivers = drivers_of(globus, endpoint, store, tmp_path, root)
     with drivers.killed(8, 3.0):
         wait_for(lambda: len(lines(tmp_path, "begun")) >= 4)
     begun = lines(tmp_path, "begun")
@@ -300,7 +271,7 @@ def test_the_next_driver_collects_what_finished_meanwhile(
 def test_the_next_driver_notices_that_the_user_endpoint_has_died_meanwhile(
     globus: Globus, mortal: Endpoint, store: str, tmp_path: Path
 ) -> None:
-    drivers = Drivers(globus, mortal, store, tmp_path, str(tmp_path))
+    drivers = drivers_of(globus, mortal, store, tmp_path, str(tmp_path))
     with drivers.killed(4, 10.0):
         wait_for(lambda: len(lines(tmp_path, "begun")) >= 4)
         journal = tmp_path / "results" / drivers.run / "globus" / "journal"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,8 @@ import pandaflow as pf
 from pandaflow.data.results import adler32
 from pandaflow.testing.postgres import PostgresServer
 from pandaflow.testing.sites import MiniGrid, PilotProcess
-from tests.acceptance.grid_work import PATIENCE, lines, records, wait_for
+from tests.acceptance.drivers import Drivers
+from tests.acceptance.grid_work import lines, records, wait_for
 
 pytestmark = pytest.mark.timeout(240)
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,38 +53,10 @@ print(run.wait(), flush=True)
 """
 
 
-class Drivers:
-    """Drivers of one run, in processes of their own."""
-
-    def __init__(self, grid: MiniGrid, store: str, folder: Path) -> None:
-        self._argv = [sys.executable, "-c", SCRIPT, grid.url, store, str(folder)]
-        paths = f"{ROOT}{os.pathsep}{ROOT / 'pilot'}"
-        self._env = os.environ | {"PYTHONPATH": paths, "PANDAFLOW_RESULTS": f"{folder}/results"}
-        self.run = "new"
-
-    @contextmanager
-    def killed(self, n: int, seconds: float) -> Iterator[None]:
-        """Begin a run of n jobs; kill the driver at the end of the block."""
-        with self._start(n, seconds) as first:
-            assert first.stdout is not None
-            try:
-                self.run = first.stdout.readline().strip()
-                yield
-            finally:
-                first.kill()
-
-    def resume(self) -> str:
-        """Go on with the run; return how it ended."""
-        with self._start(0, 0.0) as second:
-            try:
-                told, _ = second.communicate(timeout=PATIENCE)
-            finally:
-                second.kill()
-        return told.split()[-1]
-
-    def _start(self, n: int, seconds: float) -> subprocess.Popen[str]:
-        argv = [*self._argv, self.run, str(n), str(seconds)]
-        return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=self._env)
+def drivers_of(grid: MiniGrid, store: str, folder: Path) -> Drivers:
+    paths = f"{ROOT}{os.pathsep}{ROOT / 'pilot'}"
+    env = os.environ | {"PYTHONPATH": paths, "PANDAFLOW_RESULTS": f"{folder}/results"}
+    return Drivers([sys.executable, "-c", SCRIPT, grid.url, store, str(folder)], env)
 
 
 def test_the_next_driver_collects_what_finished_meanwhile(
@@ -93,7 +64,7 @@ def test_the_next_driver_collects_what_finished_meanwhile(
 ) -> None:
     """Some outcomes were acknowledged, some ended unheard, some bundles had not begun."""
     grid.pilot("here", cores=2)
-    drivers = Drivers(grid, store, tmp_path)
+    drivers = drivers_of(grid, store, tmp_path)
     with drivers.killed(8, 0.3), grid.server.client() as client:
         wait_for(lambda: len(lines(tmp_path, "over")) >= 3)
         wait_for(lambda: _rows(client, drivers.run, "ended"))
@@ -115,7 +86,7 @@ def _rows(client: Any, run: str, state: str) -> list[dict[str, Any]]:
 def test_the_next_driver_goes_on_with_what_runs_and_what_waits(
     grid: MiniGrid, store: str, tmp_path: Path
 ) -> None:
-    drivers = Drivers(grid, store, tmp_path)
+    drivers = drivers_of(grid, store, tmp_path)
     with drivers.killed(3, 0.5), grid.server.client() as client:
         wait_for(lambda: any(row["ready"] for row in client.runs()))
     grid.pilot("here", cores=1)
@@ -130,7 +101,7 @@ def test_drivers_that_are_killed_again_and_again(
 ) -> None:
     """Wherever they were: between noting and sending, between hearing and acknowledging."""
     grid.pilot("here", cores=2)
-    drivers, dice = Drivers(grid, store, tmp_path), random.Random(7)
+    drivers, dice = drivers_of(grid, store, tmp_path), random.Random(7)
     with drivers.killed(12, 0.1):
         wait_for(lambda: lines(tmp_path, "begun"))
     for _ in range(2):

@@ -62,7 +62,7 @@ def slow(folder: str, trial: hpo.Trial, hold: int = 60, **point: Any) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["tpe", "CMA"])
+@pytest.mark.parametrize("case", ["tpe", pytest.param("CMA", marks=pytest.mark.very_slow)])
 def test_kill_9_changes_no_point(case: str, tmp_path: Path) -> None:
     """However often the driver dies, each logged point is what the log before it gives."""
     store, rng = f"sqlite:///{tmp_path}/s.db", random.Random(case)

@@ -230,7 +230,8 @@ def test_huge_and_broken_uploads_leave_nothing(server: GridServer, http: httpx.C
 
 
 def test_the_end_of_a_log_is_fetched_from_the_pilot_that_runs_it(server: GridServer) -> None:
-    from pandaflow.grid.messages import Acquire, Bundle, PilotUpdate, QueueBody, Report
+    from pandaflow.grid.messages import Acquire, Bundle, PilotUpdate, Report
+    from pandaflow.grid.places import QueueBody
 
     run = singles().submit(server=server.url)
     store = ServerStore(server.url)

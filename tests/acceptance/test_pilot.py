@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from pandaflow.grid.http import GridClient
-from pandaflow.grid.messages import Bundle, CommandJob, Needs, Outcome, QueueBody
+from pandaflow.grid.messages import Bundle, CommandJob, Needs, Outcome
+from pandaflow.grid.places import QueueBody
 from pandaflow.testing.grid import GridServer, random_name
 
 ROOT = Path(__file__).resolve().parents[2]

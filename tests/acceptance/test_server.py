@@ -27,9 +27,9 @@ from pandaflow.grid.messages import (
     JobResult,
     Outcome,
     PilotUpdate,
-    QueueBody,
     Report,
 )
+from pandaflow.grid.places import QueueBody
 from pandaflow.testing.grid import GridServer
 from pandaflow.testing.postgres import PostgresServer
 

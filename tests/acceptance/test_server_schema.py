@@ -19,7 +19,7 @@ from schemathesis import checks  # noqa: E402
 from schemathesis.core.result import Ok  # noqa: E402
 
 import pandaflow as pf  # noqa: E402
-from pandaflow.grid.messages import QueueBody  # noqa: E402
+from pandaflow.grid.places import QueueBody  # noqa: E402
 from pandaflow.grid.pool import Pool  # noqa: E402
 from pandaflow.grid.runs.store import ServerStore  # noqa: E402
 from pandaflow.server.app import make_app  # noqa: E402

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pandaflow.grid.identity import Actor
-from pandaflow.grid.messages import Acquire, Acquired, PilotUpdate, QueueBody, Report
+from pandaflow.grid.messages import Acquire, Acquired, PilotUpdate, Report
+from pandaflow.grid.places import QueueBody
 from pandaflow.grid.pool import Pool
 from pandaflow.grid.pool.holdings import KEPT
 from pandaflow.store.database import Database

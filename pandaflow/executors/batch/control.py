@@ -106,6 +106,21 @@ class Control:
         """Return the queues that there are."""
         return self.backend.parse_queues(*self._run(self.backend.queues()))
 
+    def ask(self, argv: Sequence[str]) -> tuple[str, str, int]:
+        """Run a question of the system's own; return its output, complaints and exit code.
+
+        Raises
+        ------
+        SiteError
+            It cannot be run, or does not answer.
+        """
+        return self._run(argv)
+
+    @property
+    def user(self) -> str:
+        """Whom the jobs belong to."""
+        return self._user
+
     @staticmethod
     def _mine(found: Mapping[JobRef, BatchStatus], wanted: set[str]) -> dict[JobRef, BatchStatus]:
         return {ref: status for ref, status in found.items() if ref[0] in wanted}

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 from pandaflow.core.errors import DataError
-from pandaflow.executors.channel import unpack_said
 from pandaflow.executors.globus import shell
 from pandaflow.executors.globus.flights import Account, Flight, Place
 from pandaflow.executors.globus.link import FINAL, http_status
@@ -16,7 +15,7 @@ from pandaflow.executors.globus.settings import GlobusSettings
 from pandaflow.executors.globus.verdicts import Verdict, judge
 from pandaflow.executors.remote import outcome, wire
 from pandaflow.executors.remote.account import refused
-from pandaflow.executors.remote.wire import Ref, Reply
+from pandaflow.executors.remote.wire import Reply
 
 logger = logging.getLogger("pandaflow.executors")
 
@@ -67,13 +66,13 @@ class Hearing:
             place.ended_task, place.asked = flight.tasks[at], flight.sent
 
     def _reply(self, flight: Flight, result: Any) -> None:
-        reply, left = self._unpacked(result)
+        folder = f"{self._settings.data}/{flight.spec.run}" if self._settings.data else ""
+        reply, left = wire.reply_of(result, "an endpoint", folder)
         for message in reply.messages:
             if message["op"] == "started":
-                self._account.begun(flight, message["at"], message["worker"])
-            elif message["op"] == "said":
-                for said in unpack_said(message):
-                    self._account.report(said)
+                self._account.begun(flight, *outcome.begun(message))
+        for said in outcome.said_in(reply):
+            self._account.report(said)
         if reply.dropped:
             self._account.lose(flight, "it was told to stop")
         elif reply.large:
@@ -81,21 +80,10 @@ class Hearing:
         else:
             self._keep(flight, reply)
         if left:  # not before its values are kept
-            wire.remove(left)
-
-    def _unpacked(self, result: Any) -> tuple[Reply, str]:
-        """Return the reply, and where it lies if it came by reference."""
-        if not isinstance(result, bytes):
-            raise DataError(f"an endpoint returned {type(result).__name__} instead of a reply")
-        message, left = wire.unpack(result), ""
-        if isinstance(message, Ref):
-            left, message = message.url, wire.unpack(wire.read(message))
-        if not isinstance(message, Reply):
-            raise DataError("an endpoint returned something else than a reply")
-        return message, left
+            wire.discard(left)
 
     def _keep(self, flight: Flight, reply: Reply) -> None:
-        ended = outcome.keep(reply, self._account.results)
+        ended = outcome.keep(reply, flight.spec, self._account.results)
         if ended is None:
             self._account.lose(flight, "it was begun before and left no result")
         else:

@@ -68,7 +68,7 @@ class Journal:
         elif "user_endpoint" in told:
             self.user_endpoints[str(told["endpoint"])] = str(told["user_endpoint"])
         else:
-            entry: Entry = journal.thaw(told["entry"])
+            entry: Entry = journal.thaw(told["entry"], (Entry, Commands))
             self.entries[entry.spec.bundle] = entry
 
     def note(self, group: str | None, flights: Sequence[Flight]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -12,12 +11,13 @@ from typing import Any
 from pandaflow.core.bundle import Blocked, BundleSpec, BundleValues, JobInputs
 from pandaflow.core.errors import DataError
 from pandaflow.core.model import Failure, File
+from pandaflow.data import plain
 from pandaflow.data.results import adler32
 from pandaflow.executors.command import CommandPayload, Staged, parse_command, render
 from pandaflow.executors.jobs import job_seed
 from pandaflow.executors.remote import wire
 from pandaflow.executors.remote.outcome import Said
-from pandaflow.executors.template import bind, load_payload, slot_of
+from pandaflow.executors.template import bind, slot_of
 from pandaflow.grid.messages import CommandJob, InputFile, JobResult, OutputFile, Trouble
 
 #: From a file on this machine to where pilots find it; None: they see it in its place.
@@ -28,18 +28,19 @@ _EXIT, _SIGNALLED = 255, 128
 
 @dataclass(frozen=True, slots=True)
 class Commands:
-    """A bundle of commands for a pilot.
+    """How the jobs of a bundle of commands go together.
 
     Attributes
     ----------
-    jobs : tuple of CommandJob
+    positions : tuple of int
+        Of the jobs that have a command.
     blocked : mapping of int to str
         Positions without a command, because their inputs are not there.
     outputs : tuple of str
         Files that each command must write.
     """
 
-    jobs: tuple[CommandJob, ...]
+    positions: tuple[int, ...]
     blocked: Mapping[int, str]
     outputs: tuple[str, ...]
 
@@ -109,8 +110,8 @@ class _Stage:
 
 def prepare(
     spec: BundleSpec, code: bytes, deps: Sequence[BundleValues], upload: Upload
-) -> Commands:
-    """Render the jobs of a bundle.
+) -> tuple[list[CommandJob], Commands]:
+    """Render the jobs of a bundle, without running anybody's code.
 
     Parameters
     ----------
@@ -123,14 +124,14 @@ def prepare(
 
     Raises
     ------
-    JobFailed
-        The payload cannot be loaded.
+    NotPlain
+        An argument or an item is of a class that only its user has.
     OSError
         An input cannot be read, or not be put there.
     """
-    payload: CommandPayload = load_payload(code)
+    payload = _payload(code)
     command = parse_command(payload.template)
-    inputs = JobInputs(spec, deps, pickle.loads)
+    inputs = JobInputs(spec, deps, plain.loads)
     made: list[CommandJob] = []
     blocked: dict[int, str] = {}
     for position, index in enumerate(spec.jobs):
@@ -157,19 +158,34 @@ def prepare(
                 outputs=tuple(command.outputs),
             )
         )
-    return Commands(tuple(made), blocked, tuple(command.outputs))
+    return made, Commands(tuple(job.position for job in made), blocked, tuple(command.outputs))
+
+
+def _payload(code: bytes) -> CommandPayload:
+    payload = plain.loads(code, (CommandPayload,))
+    if not isinstance(payload, CommandPayload) or type(payload.template) is not str:
+        raise DataError("the payload is no command")
+    return payload
 
 
 # --- and back ---------------------------------------------------------------------------
 
 
-def said(result: JobResult, host: str) -> Said:
+def said(result: JobResult, host: str, data: str = "") -> Said:
     """Return what a pilot tells of a job, as the keepers of outcomes understand it.
+
+    Parameters
+    ----------
+    result : JobResult
+    host : str
+        Where it ran.
+    data : str
+        Folder or URL where pilots leave large outputs; empty: there is none.
 
     Raises
     ------
     DataError
-        An output is not what its checksum says.
+        An output is not what its checksum says, or is said to lie elsewhere.
     """
     error, code = result.error, result.code
     if error is not None and error.source == "payload" and error.code == code <= _EXIT:
@@ -183,14 +199,16 @@ def said(result: JobResult, host: str) -> Said:
         out=result.out,
         err=result.err,
         printed=result.printed,
-        files={file.name: _blob(file) for file in result.files},
+        files={file.name: _blob(file, data) for file in result.files},
         failure=failure(error) if error is not None else None,
     )
 
 
-def _blob(file: OutputFile) -> wire.Blob:
+def _blob(file: OutputFile, data: str) -> wire.Blob:
     if file.data is None:
-        return wire.Ref(file.url, file.size, file.checksum)
+        place = wire.Ref(file.url, file.size, file.checksum)
+        wire.check_within(place, data, "the pilot")
+        return place
     if adler32(file.data) != file.checksum:
         raise DataError(f"the output {file.name} does not have its checksum {file.checksum}")
     return file.data

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from dataclasses import replace
 
 from pandaflow.core.bundle import BundleSpec
 from pandaflow.core.errors import DataError
 from pandaflow.core.events import BundleEnded
 from pandaflow.data.results import ResultStore
-from pandaflow.executors.channel import unpack_said
 from pandaflow.executors.grid.commands import failure, said
 from pandaflow.executors.grid.sending import Sent
 from pandaflow.executors.remote import wire
 from pandaflow.executors.remote.account import Account, refused
-from pandaflow.executors.remote.outcome import keep, keep_commands, unwritten
-from pandaflow.executors.remote.wire import Ref, Reply, Work
+from pandaflow.executors.remote.outcome import keep, keep_commands, said_in, unwritten
+from pandaflow.executors.remote.wire import Reply
 from pandaflow.grid.messages import INLINE_BYTES, Outcome
 
 logger = logging.getLogger("pandaflow.executors")
@@ -28,10 +26,12 @@ class Hearing:
     Parameters
     ----------
     account : Account
+    data : str
+        Folder or URL for what the run's pilots leave besides; empty: there is none.
     """
 
-    def __init__(self, account: Account[Sent]) -> None:
-        self._account = account
+    def __init__(self, account: Account[Sent], data: str = "") -> None:
+        self._account, self._data = account, data
 
     def hear(self, outcome: Outcome) -> None:
         """Take an outcome; those of bundles that nobody waits for are left alone."""
@@ -72,20 +72,17 @@ class Hearing:
             self._account.ended(replace(refused(flight.spec, ""), failures={0: told}))
 
     def _reply(self, flight: Sent, outcome: Outcome) -> None:
-        reply, url = _unpacked(outcome)
-        for message in reply.messages:
-            if message["op"] == "said":
-                for each in unpack_said(message):
-                    self._account.report(each)
+        reply, url = wire.reply_of(outcome.reply, "the pilot", self._data)
+        for each in said_in(reply):
+            self._account.report(each)
         if reply.dropped:
             self._account.lose(flight, "it was told to stop")
         elif reply.large:
             self._account.tell(refused(flight.spec, _too_large(flight.spec, reply), "output"))
         else:
-            self._keep(flight, keep(reply, self._account.results))
+            self._keep(flight, keep(reply, flight.spec, self._account.results))
         if url:  # not before its values are kept: the next driver may have to read it again
-            with suppress(OSError):
-                wire.remove(url)
+            wire.discard(url)
 
     def _keep(self, flight: Sent, ended: BundleEnded | None) -> None:
         if ended is None:
@@ -96,8 +93,12 @@ class Hearing:
     def _commands(self, flight: Sent, outcome: Outcome) -> None:
         made = flight.commands
         assert made is not None
-        told = {each.position: said(each, outcome.host) for each in outcome.results}
-        if {job.position for job in made.jobs} - set(told):
+        told = {
+            each.position: said(each, outcome.host, self._data)
+            for each in outcome.results
+            if each.position in made.positions
+        }
+        if set(made.positions) - set(told):
             raise DataError("the pilot did not tell of all its jobs")
         results: ResultStore = self._account.results
         ended = keep_commands(flight.spec, told, made.blocked, made.outputs, results)
@@ -110,33 +111,6 @@ def _why(outcome: Outcome) -> str:
         return f"it was lost{where}"
     trouble = outcome.error
     return f"{trouble.message}{where} ({trouble.source} code {trouble.code})"
-
-
-def _unpacked(outcome: Outcome) -> tuple[Reply, str]:
-    """Return the reply of a bundle of functions, and its URL if it lies in a store.
-
-    Raises
-    ------
-    DataError
-        It is damaged, or something else, or cannot be read.
-    """
-    if outcome.reply is None:
-        raise DataError("the pilot sent no reply")
-    message, url = wire.unpack(outcome.reply), ""
-    if isinstance(message, Ref):
-        url, message = message.url, _fetched(message)
-    if not isinstance(message, Reply):
-        raise DataError("the pilot sent something else than a reply")
-    return message, url
-
-
-def _fetched(place: Ref) -> Work | Reply | Ref:
-    try:
-        return wire.unpack(wire.read(place))
-    except DataError:
-        raise
-    except OSError as error:
-        raise DataError(f"its reply cannot be read from {place.url}: {error}") from error
 
 
 def _too_large(spec: BundleSpec, reply: Reply) -> str:

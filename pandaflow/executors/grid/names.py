@@ -25,11 +25,14 @@ def take(settings: GridSettings, run: str) -> str:
     ----------
     settings : GridSettings
     run : str
-        The run's id, which is the name for an executor that uses any queue.
+        The run's id, which is the name for an executor that uses any queue. Where the settings
+        have a name, that makes the difference and nothing else.
     """
     asked = (settings.queue, settings.near, settings.tags, settings.requirements, settings.vo)
     first = run
-    if any(asked):
+    if settings.name is not None:
+        first = f"{run}.{settings.name}" if settings.name else run
+    elif any(asked):
         first = f"{run}.{blake2b(repr(asked).encode(), digest_size=4).hexdigest()}"
     with _lock:
         name, number = first, 1

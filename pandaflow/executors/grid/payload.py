@@ -17,7 +17,6 @@ from typing import NoReturn
 
 from pandaflow.core.errors import DataError
 from pandaflow.executors.remote import wire
-from pandaflow.executors.remote.wire import Work
 from pandaflow.executors.remote.worker import run
 from pandaflow.executors.supervise import cancel
 
@@ -48,12 +47,7 @@ def serve(work: Path, code: Path | None, reply: Path) -> None:
 
 def _stop_on_sigterm(packed: bytes) -> None:
     """Let SIGTERM cancel the bundle instead of ending this process."""
-    message = wire.unpack(packed)
-    if isinstance(message, wire.Ref):
-        message = wire.unpack(wire.read(message))
-    if not isinstance(message, Work):
-        raise DataError("a pilot was sent no work")
-    spec = message.spec
+    spec = wire.work_of(packed).spec
 
     def stop(number: int, frame: FrameType | None) -> None:
         # Not here: the interrupted code may hold the very lock that cancelling needs.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
@@ -13,6 +14,7 @@ from pandaflow.core import brokerage
 from pandaflow.core.bundle import BundleSpec
 from pandaflow.core.errors import DataError, PandaflowError, SiteError, WorkflowError
 from pandaflow.core.model import File
+from pandaflow.data.plain import NotPlain
 from pandaflow.executors.grid.commands import Commands, local_name, prepare
 from pandaflow.executors.grid.settings import GridSettings
 from pandaflow.executors.outcome import JobFailed
@@ -72,7 +74,8 @@ class Sender:
         self._settings, self._run = settings, run
         self._put: set[str] = set()
         self._copies: set[str] = set()
-        self._data = f"{settings.data}/{run}" if settings.data else ""
+        #: Where what is too large for the server lies; empty: nowhere.
+        self.data = f"{settings.data}/{run}" if settings.data else ""
 
     def send(self) -> list[Sent]:
         """Send one request of bundles, the most urgent; return those that the pool has taken.
@@ -97,11 +100,11 @@ class Sender:
 
     def clear(self) -> None:
         """Remove what was put into the data store for the run."""
-        if self._data:
+        if self.data:
             try:
-                wire.remove(self._data)
+                wire.remove(self.data)
             except OSError as error:
-                logger.warning("%s: %s stays: %s", self._run, self._data, error)
+                logger.warning("%s: %s stays: %s", self._run, self.data, error)
 
     def _submit(self, group: Sequence[Sent]) -> list[Sent]:
         for flight in group:
@@ -134,7 +137,9 @@ class Sender:
         """Make the message of a bundle; if that cannot be, tell how it ended."""
         try:
             if flight.spec.kind == "command":
-                return self._commands(flight)
+                with suppress(NotPlain):
+                    return self._commands(flight)
+            # Also commands whose arguments only their user's code can read: workers may run that.
             return self._functions(flight)
         except DataError as error:
             self._account.lose(flight, str(error))
@@ -143,7 +148,8 @@ class Sender:
             self._account.tell(replace(refused(flight.spec, ""), failures=every))
         except SiteError:
             raise
-        except (PandaflowError, OSError, ValueError) as error:
+        except (PandaflowError, OSError, ValueError, LookupError, TypeError) as error:
+            # The last two: a payload that does not fit its own inputs.
             self._account.tell(refused(flight.spec, str(error), "input"))
         return None
 
@@ -159,7 +165,7 @@ class Sender:
             None,
             places if direct else (),
             direct=direct,
-            data=self._data,
+            data=self.data,
             limit=INLINE_BYTES * 4 // 3,
             path=tuple(sys.path),
         )
@@ -174,12 +180,16 @@ class Sender:
     def _commands(self, flight: Sent) -> Bundle | None:
         given, spec, results = flight.given, flight.spec, self._account.results
         assert given is not None
-        deps = [results.load(where or results.place(need)) for need, where in given.deps]
-        made = flight.commands = prepare(spec, given.code, deps, self._upload)
-        if not made.jobs:
+        deps = [
+            results.load(where or results.place(need), only_plain=True)
+            for need, where in given.deps
+        ]
+        jobs, made = prepare(spec, given.code, deps, self._upload)
+        if not jobs:
             self._account.tell(keep_commands(spec, {}, made.blocked, made.outputs, results))
             return None
-        return self._message(flight, kind="command", commands=made.jobs)
+        flight.commands = made
+        return self._message(flight, kind="command", commands=tuple(jobs))
 
     def _message(self, flight: Sent, **fields: object) -> Bundle:
         given, spec = flight.given, flight.spec
@@ -191,16 +201,15 @@ class Sender:
                 "jobs": tuple(spec.jobs),
                 "attempt": spec.attempt,
                 "priority": given.emit.priority[0] if given.emit.priority else 0,
-                "needs": self._needs(spec),
+                "needs": self._needs(spec, functions=fields["kind"] == "function"),
                 "walltime": spec.resources.walltime,
-                "data": self._data,
+                "data": self.data,
                 **fields,
             }
         )
 
-    def _needs(self, spec: BundleSpec) -> Needs:
+    def _needs(self, spec: BundleSpec, *, functions: bool) -> Needs:
         asked, settings = spec.resources, self._settings
-        functions = spec.kind != "command"
         return Needs(
             queue=settings.queue,
             cores=brokerage.cores_on_node(asked),
@@ -221,23 +230,23 @@ class Sender:
         """Return what travels through the server: large things lie in the store."""
         if len(packed) <= INLINE_BYTES:
             return packed
-        if not self._data:
+        if not self.data:
             raise WorkflowError(
                 f"the inputs of {spec.name}[{spec.jobs[0]}] and {len(spec.jobs) - 1} more jobs of "
                 f"its bundle have {len(packed)} bytes, and the server takes {INLINE_BYTES}: give "
                 "data=, a folder or URL that driver and pilots reach, or pass files instead"
             )
-        url = f"{self._data}/works/{spec.bundle}"
+        url = f"{self.data}/works/{spec.bundle}"
         wire.write(url, packed)
         return wire.pack(wire.Ref(url, len(packed)))
 
     def _upload(self, file: File) -> str | None:
         """Put a file of this machine where pilots reach it, once for all jobs that read it."""
-        if not self._data:
+        if not self.data:
             return None
         path = wire.local_path(file.path)
         assert path is not None  # others are not asked about
-        url = f"{self._data}/inputs/{local_name(file)}"
+        url = f"{self.data}/inputs/{local_name(file)}"
         if url not in self._copies:
             with open(path, "rb") as source:
                 wire.write(url, source.read())

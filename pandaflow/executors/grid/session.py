@@ -21,6 +21,7 @@ from pandaflow.core.errors import SiteError
 from pandaflow.core.events import SlotsChanged
 from pandaflow.data.results import ResultStore
 from pandaflow.executors.grid import names
+from pandaflow.executors.grid.commands import Commands
 from pandaflow.executors.grid.hearing import Hearing
 from pandaflow.executors.grid.sending import Sender, Sent
 from pandaflow.executors.grid.settings import GridSettings
@@ -74,20 +75,20 @@ class GridSession:
         #: What the run is called in the pool.
         self._run = names.take(settings, run_id)
         try:
-            self._client.open_run(self._run)
+            self._client.open_run(self._run, settings.owner)
         except SiteError:
             self._release_name()
             raise
         self._account: Account[Sent] = Account(store, report)
-        self._hearing, self._journal = (
-            Hearing(self._account),
-            Journal(store, "grid" + self._run.removeprefix(run_id)),
-        )
+        self._journal = Journal(store, "grid" + self._run.removeprefix(run_id))
         self._sender = Sender(self._account, self._client, settings, self._run, self._note)
+        self._hearing = Hearing(self._account, self._sender.data)
         self._send_at, self._delay = 0.0, _BACK_OFF_S[0]
         self._view = View()
         #: Whether pilots may still run something that was cancelled.
         self._stopping = False
+        #: Whether what is in the pool stays there, for a later session.
+        self._staying = False
         self._over = threading.Event()
         self._orders = Orders(
             run_id,
@@ -125,6 +126,11 @@ class GridSession:
         self._orders.close()
         self._release_name()
 
+    def leave(self) -> None:
+        """End this session and leave its bundles in the pool, to be adopted by a later one."""
+        self._staying = True
+        self.close()
+
     def _release_name(self) -> None:
         names.give_back(self._settings, self._run)
         self._client.close()
@@ -144,10 +150,10 @@ class GridSession:
             self._ask_with(client)
 
     def _ask_with(self, client: GridClient) -> None:
-        after, delay = 0, _BACK_OFF_S[0]
+        # The first answer tells at once why bundles wait; what nothing happens to can wait longer.
+        after, wait, delay = 0, 0.0, _BACK_OFF_S[0]
         while not self._over.is_set():
             try:
-                wait = self._settings.wait
                 heard = client.outcomes(self._run, after=after, wait=wait, limit=_OUTCOMES)
                 delay = _BACK_OFF_S[0]
                 self._orders.ask("heard", heard)
@@ -157,8 +163,9 @@ class GridSession:
                 self._over.wait(delay * random.uniform(0.5, 1.0))
                 delay = min(2 * delay, _BACK_OFF_S[1])
                 continue
+            wait = min(2 * wait + 1, self._settings.wait)
             if heard.outcomes:
-                after = heard.outcomes[-1].seq
+                after, wait = heard.outcomes[-1].seq, min(1.0, self._settings.wait)
 
     # --- the thread of orders -----------------------------------------------------------
 
@@ -236,6 +243,8 @@ class GridSession:
     def _leave(self) -> None:
         """Cancel what is left, wait until pilots have let go of it, and clear up."""
         self._over.set()
+        if self._staying:
+            return
         if self._account.drop(list(self._account.flights)) or self._stopping:
             self._try(lambda: self._client.cancel(self._run, None))
             self._await_pilots()
@@ -280,7 +289,7 @@ class GridSession:
             number = line.get("bundle")
             if number in wanted & here:
                 with suppress(ValueError):
-                    spec, commands = thaw(line["entry"])
+                    spec, commands = thaw(line["entry"], (Commands,))
                     now = time.monotonic()
                     self._account.flights[number] = Sent(spec, commands=commands, sent=now)
         left = sorted(here - set(self._account.flights))

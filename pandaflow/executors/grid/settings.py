@@ -41,6 +41,12 @@ class GridSettings:
         File of certificates that the server's is checked with; empty: the system's.
     wait : float
         Seconds that a question for outcomes may take.
+    owner : str
+        For services: whose a run is in the pool, if it is not theirs; needs the role production
+        or operator.
+    name : str or None
+        For services: what is added to a run's id to name it in the pool, so that the next driver
+        finds it again whatever the settings are then; None: what the settings make.
     """
 
     server: str
@@ -54,6 +60,8 @@ class GridSettings:
     vo: str = ""
     ca: str = ""
     wait: float = 10.0
+    owner: str = ""
+    name: str | None = None
 
     def __post_init__(self) -> None:
         server = str(self.server).rstrip("/")

@@ -11,11 +11,13 @@ import json
 import os
 import pickle
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pandaflow.core.errors import DataError
+from pandaflow.data import plain
 from pandaflow.data.results import ResultStore
 from pandaflow.executors.remote import wire
 
@@ -90,8 +92,14 @@ def freeze(value: object) -> str:
     return base64.b64encode(pickle.dumps(value, protocol=5)).decode()
 
 
-def thaw(word: str) -> Any:
-    """Return a value that :func:`freeze` has packed.
+def thaw(word: str, kinds: Iterable[type]) -> Any:
+    """Return a value that :func:`freeze` has packed; payloads may write where journals lie.
+
+    Parameters
+    ----------
+    word : str
+    kinds : iterable of type
+        Classes that it may hold, besides those of :mod:`pandaflow.data.plain`.
 
     Raises
     ------
@@ -99,6 +107,6 @@ def thaw(word: str) -> Any:
         It is damaged, or of a PandaFlow whose values are others.
     """
     try:
-        return pickle.loads(base64.b64decode(word))
-    except (LookupError, TypeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+        return plain.loads(base64.b64decode(word), kinds)
+    except DataError as error:
         raise ValueError(f"damaged: {error}") from error

@@ -17,13 +17,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pandaflow.core.bundle import BundleSpec, Missing
-from pandaflow.core.events import BundleEnded
-from pandaflow.core.model import Failure, File
-from pandaflow.data.results import ResultStore, adler32, encode
-from pandaflow.executors.outcome import pack_ended, unpack_ended
+from pandaflow.core.errors import DataError
+from pandaflow.core.events import BundleEnded, JobSaid
+from pandaflow.core.model import Failure, File, compact
+from pandaflow.data.results import ResultStore, adler32, encode, parse_header
+from pandaflow.executors.channel import unpack_said
+from pandaflow.executors.outcome import pack_ended, parse_ended
 from pandaflow.executors.remote import wire
 from pandaflow.executors.remote.wire import Reply
 
+#: Jobs that a bundle never has.
+_MOST_JOBS = 1_000_000
 #: Exit code that stands for a walltime that was over.
 WALLTIME = 124
 #: A shell reports the death of what it ran by a signal as 128 + signal.
@@ -33,20 +37,117 @@ _DEADLY = {128 + number: number for number in (4, 6, 7, 8, 9, 11, 15)}
 # --- functions --------------------------------------------------------------------------
 
 
-def keep(reply: Reply, results: ResultStore) -> BundleEnded | None:
+def keep(reply: Reply, spec: BundleSpec, results: ResultStore) -> BundleEnded | None:
     """Write what a bundle has left into the run's results; return how it ended, if it did.
+
+    Nothing is written unless all of it fits the bundle: whoever had it may answer what they like.
 
     Raises
     ------
+    DataError
+        The reply is about something else, or has files that are not the bundle's.
     OSError
         The results cannot be written.
     """
+    told = next((message for message in reply.messages if message["op"] == "ended"), None)
+    ended = None if told is None else parse_ended(told, spec.bundle, len(spec.jobs))
+    _check_files_of(reply, spec, ended, results)
     for name, data in reply.files.items():
         put(results, name, data)
-    for message in reply.messages:
-        if message["op"] == "ended":
-            return unpack_ended(message)
-    return None
+    return ended
+
+
+def begun(message: Mapping[str, Any]) -> tuple[float, str]:
+    """Return when a bundle says that it has begun (s since the epoch), and on which worker.
+
+    Raises
+    ------
+    DataError
+    """
+    at, worker = message.get("at"), message.get("worker")
+    if not isinstance(at, int | float) or not isinstance(worker, str):
+        raise DataError("the message that the bundle has begun is damaged")
+    return float(at), worker
+
+
+def said_in(reply: Reply) -> list[JobSaid]:
+    """Return what jobs have sent meanwhile, oldest first.
+
+    Raises
+    ------
+    DataError
+        Somebody wrote it who knows how jobs send, but not what.
+    """
+    try:
+        told = [
+            said
+            for message in reply.messages
+            if message["op"] == "said"
+            for said in unpack_said(message)
+        ]
+        sound = all(map(_is_said, told))
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"messages of jobs are damaged: {error}") from error
+    if not sound:
+        raise DataError("messages of jobs are damaged")
+    return told
+
+
+def _is_said(said: JobSaid) -> bool:
+    numbers = (said.bundle, said.job, said.attempt)
+    return (
+        all(type(each) is int for each in numbers)
+        and type(said.at) in (int, float)
+        and type(said.body) is dict
+        and type(said.task) is str
+    )
+
+
+def _check_files_of(
+    reply: Reply, spec: BundleSpec, ended: BundleEnded | None, results: ResultStore
+) -> None:
+    place = results.place(spec.bundle)
+    if reply.bundle != spec.bundle:
+        raise DataError(f"the reply is about bundle {reply.bundle}, not {spec.bundle}")
+    for name in reply.files:
+        if name not in (place, f"logs/{spec.bundle}.log") and not _is_output(name, spec):
+            raise DataError(f"the reply has a file {name!r}, which is not the bundle's")
+    location = "" if ended is None else ended.location
+    if location not in ("", place):
+        raise DataError(f"the reply says that its values are in {location!r}")
+    if place in reply.files:
+        _check_values(reply.files[place], spec, ended)
+    elif location and results.local is not None:
+        raise DataError("the reply does not have the values that it tells of")
+
+
+def _is_output(name: str, spec: BundleSpec) -> bool:
+    """Tell whether a file may be what a command of the bundle has left."""
+    if spec.kind != "command" or ".." in name.split("/"):
+        return False
+    return any(name.startswith(f"{output_folder(spec, index)}/") for index in spec.jobs)
+
+
+def _check_values(data: bytes, spec: BundleSpec, ended: BundleEnded | None) -> None:
+    """Refuse a values file that a later driver would take for something else."""
+    end = data.find(b"\n") + 1
+    try:
+        header = parse_header(data[:end], "the reply")
+        jobs = [job for start, stop in _spans(header["jobs"]) for job in range(start, stop)]
+        about = (header["run"], header["bundle"], compact(jobs), header["nbytes"])
+        parse_ended(header["report"], spec.bundle, len(spec.jobs))
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"the reply has damaged values: {error}") from error
+    size = len(data) - end
+    wrong = ended is None or ended.nbytes != size
+    if wrong or about != (spec.run, spec.bundle, compact(spec.jobs), size):
+        raise DataError("the reply has the values of another bundle")
+
+
+def _spans(told: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+    if sum(stop - start for start, stop in told) > _MOST_JOBS:
+        raise ValueError("more jobs than a bundle has")
+    return told
 
 
 def put(results: ResultStore, name: str, data: bytes) -> str:
@@ -237,11 +338,15 @@ def _value(
     if not names:
         return _printed(said)
     _check_files(said, names)
-    index = spec.jobs[position]
-    folder = re.sub(r"[^\w.+-]", "_", spec.name)
-    where = f"files/{folder}/{index}.{spec.attempt}"
+    where = output_folder(spec, spec.jobs[position])
     files = {name: _file(said.files[name], f"{where}/{name}", results) for name in names}
     return files[names[0]] if len(names) == 1 else files
+
+
+def output_folder(spec: BundleSpec, index: int) -> str:
+    """Return the folder in the run's results for the outputs of a job's command."""
+    folder = re.sub(r"[^\w.+-]", "_", spec.name)
+    return f"files/{folder}/{index}.{spec.attempt}"
 
 
 def _printed(said: Said) -> str:
@@ -267,5 +372,5 @@ def _file(blob: wire.Blob, name: str, results: ResultStore) -> File:
     data = wire.read(blob)
     target = put(results, name, data)
     if isinstance(blob, wire.Ref):
-        wire.remove(blob.url)
+        wire.discard(blob.url)
     return File(target, len(data), adler32(data), mtime=time.time())

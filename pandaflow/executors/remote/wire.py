@@ -2,6 +2,9 @@
 
 Both are pickles behind a byte that says whether they are compressed. A value that is too large
 for the service travels by reference: it lies in a store that both sides reach.
+
+Workers unpickle what they are sent: it is code anyway. Drivers do not: whoever has a bundle, and
+the payload in it, can answer what they like.
 """
 
 from __future__ import annotations
@@ -9,12 +12,14 @@ from __future__ import annotations
 import os
 import pickle
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from pandaflow.core.bundle import BundleSpec
 from pandaflow.core.errors import DataError
+from pandaflow.data import plain
 from pandaflow.data.results import adler32
 
 #: Bytes from which on a message is compressed.
@@ -111,22 +116,125 @@ def pack(message: Work | Reply | Ref) -> bytes:
     return _ZLIB + packed if len(packed) < len(data) else _PLAIN + data
 
 
-def unpack(data: bytes) -> Work | Reply | Ref:
-    """Turn bytes back into a message.
+def work_of(data: bytes) -> Work:
+    """Turn bytes that were sent to a worker back into its work, wherever they lie.
+
+    Raises
+    ------
+    OSError
+        They cannot be read.
+    DataError
+        They are damaged, or from a PandaFlow whose messages are others.
+    """
+    message = _trusted(data)
+    if isinstance(message, Ref):
+        message = _trusted(read(message))
+    if not isinstance(message, Work):
+        raise DataError(f"a worker was sent {type(message).__name__} instead of work")
+    return message
+
+
+def reply_of(data: object, who: str, folder: str) -> tuple[Reply, str]:
+    """Turn bytes that came back into a reply; runs nothing of what is in them.
+
+    Parameters
+    ----------
+    data : object
+        What came back.
+    who : str
+        Who sent it, as in "``who`` sent no reply".
+    folder : str
+        Folder or URL where large replies are left; empty: there is none.
+
+    Returns
+    -------
+    reply : Reply
+    url : str
+        Where it lies, if it came by reference; to be removed when its values are kept.
 
     Raises
     ------
     DataError
-        They are damaged, or from a PandaFlow whose messages are others.
+        It is damaged, something else, or cannot be read.
     """
+    if not isinstance(data, bytes):
+        raise DataError(f"{who} sent {type(data).__name__} instead of a reply")
+    message, url = _foreign(data, who), ""
+    if isinstance(message, Ref):
+        url = message.url
+        message = _foreign(_fetched(message, who, folder), who)
+    if not isinstance(message, Reply):
+        raise DataError(f"{who} sent something else than a reply")
+    _check(message, who)
+    return message, url
+
+
+def _trusted(data: bytes) -> object:
     try:
-        body = zlib.decompress(data[1:]) if data[:1] == _ZLIB else data[1:]
-        message = pickle.loads(body)
+        return pickle.loads(_body(data))
     except Exception as error:  # a damaged pickle may raise anything
         raise DataError(f"a message is damaged: {type(error).__name__}: {error}") from error
-    if not isinstance(message, Work | Reply | Ref):
-        raise DataError(f"a message is {type(message).__name__}, which nobody sends")
-    return message
+
+
+def _foreign(data: bytes, who: str) -> object:
+    try:
+        return plain.loads(_body(data), (Reply, Ref))
+    except (DataError, zlib.error) as error:
+        raise DataError(f"{who} sent a reply that cannot be read: {error}") from error
+
+
+def _body(data: bytes) -> bytes:
+    if data[:1] != _ZLIB:
+        return data[1:]
+    packed = zlib.decompressobj()
+    body = packed.decompress(data[1:], plain.LIMIT)
+    if not packed.eof:
+        raise DataError(f"it is cut short, or has more than {plain.LIMIT} bytes")
+    return body
+
+
+def _fetched(place: Ref, who: str, folder: str) -> bytes:
+    check_within(place, folder, who)
+    try:
+        return read(place)
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"its reply cannot be read from {place.url}: {error}") from error
+
+
+def check_within(place: Ref, folder: str, who: str) -> None:
+    """Refuse a reference to something outside a folder: it is read, and removed afterwards.
+
+    Raises
+    ------
+    DataError
+    """
+    fine = isinstance(place.url, str) and bool(folder) and place.url.startswith(f"{folder}/")
+    if not fine or ".." in place.url.split("/"):
+        where = folder or "any place, for there is no data="
+        raise DataError(f"{who} names {place.url!r}, which is not in {where}")
+
+
+_SHAPES: Mapping[str, Callable[[Any], bool]] = {
+    "bundle": lambda value: type(value) is int,
+    "large": lambda value: type(value) is int,
+    "dropped": lambda value: type(value) is bool,
+    "messages": lambda value: (
+        type(value) in (list, tuple)
+        and all(type(each) is dict and type(each.get("op")) is str for each in value)
+    ),
+    "files": lambda value: (
+        type(value) is dict
+        and all(type(name) is str and type(data) is bytes for name, data in value.items())
+    ),
+}
+
+
+def _check(reply: Reply, who: str) -> None:
+    for name, fits in _SHAPES.items():
+        if not fits(getattr(reply, name)):
+            raise DataError(f"{who} sent a reply whose {name} are of another kind")
 
 
 def travelling(size: int) -> int:
@@ -196,6 +304,12 @@ def _contents(url: str) -> bytes:
 
     filesystem, inner = fsspec.core.url_to_fs(url)
     return bytes(filesystem.cat_file(inner))
+
+
+def discard(url: str) -> None:
+    """Remove what is not needed any more; what cannot be removed stays."""
+    with suppress(OSError):
+        remove(url)
 
 
 def exists(url: str) -> bool:

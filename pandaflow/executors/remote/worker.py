@@ -9,15 +9,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pandaflow.core.bundle import BundleValues
+from pandaflow.core.bundle import BundleSpec, BundleValues
 from pandaflow.core.errors import DataError
-from pandaflow.data.results import ResultStore
+from pandaflow.core.model import File
+from pandaflow.data.results import ResultStore, encode
+from pandaflow.executors.outcome import pack_ended, unpack_ended
 from pandaflow.executors.remote import wire
 from pandaflow.executors.remote.wire import Blob, Ref, Reply, Work
 
@@ -40,11 +42,7 @@ def run(work: bytes, code: bytes | None = None) -> bytes:
     DataError, OSError
         What was sent cannot be read, or there is no room for temporary files.
     """
-    message = wire.unpack(work)
-    if isinstance(message, Ref):
-        message = wire.unpack(wire.read(message))
-    if not isinstance(message, Work):
-        raise DataError("a worker was sent no work")
+    message = wire.work_of(work)
     sys.path += [entry for entry in message.path if entry not in sys.path]
     if message.board and wire.exists(stop_mark(message.board, message.spec.bundle)):
         return wire.pack(Reply(message.spec.bundle, dropped=True))
@@ -91,7 +89,11 @@ def _run(work: Work, payload: bytes, folder: str) -> Reply:
             isolation="thread",
             workdir=work.workdir or os.path.join(folder, "work"),
         )
-    return Reply(spec.bundle, messages, {} if work.direct else _files(Path(folder)))
+    if work.direct:
+        return Reply(spec.bundle, messages)
+    if spec.kind == "command":
+        messages = _moved(work, spec, own, messages)
+    return Reply(spec.bundle, messages, _files(Path(folder)))
 
 
 def _direct(work: Work) -> list[BundleValues]:
@@ -108,9 +110,35 @@ def _sent(blobs: tuple[Blob, ...], store: ResultStore) -> list[BundleValues]:
     return values
 
 
+def _moved(
+    work: Work, spec: BundleSpec, here: ResultStore, messages: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Let the values of commands name their files where the driver will put them."""
+    told = next((message for message in messages if message["op"] == "ended"), None)
+    if told is None or here.find(spec.bundle) is None:
+        return list(messages)
+    there = ResultStore(work.spec.results)
+    root = there.local or there.url
+    held = here.load(here.place(spec.bundle)).values
+    encoded = encode([_renamed(value, here.local or here.url, root) for value in held])
+    ended = replace(unpack_ended(told), checksum=encoded.checksum, nbytes=len(encoded.body))
+    packed = pack_ended(ended)
+    here.save(spec, encoded, packed)
+    return [packed if message is told else message for message in messages]
+
+
+def _renamed(value: Any, here: str, there: str) -> Any:
+    """Return a command's value with its files below another folder."""
+    if isinstance(value, dict):
+        return {name: _renamed(each, here, there) for name, each in value.items()}
+    if isinstance(value, File) and value.path.startswith(f"{here}/"):
+        return replace(value, path=there + value.path.removeprefix(here))
+    return value
+
+
 def _files(folder: Path) -> dict[str, bytes]:
     """Return the files that a bundle has left, by name."""
-    kept = (path for top in ("values", "logs") for path in (folder / top).rglob("*"))
+    kept = (path for top in ("values", "logs", "files") for path in (folder / top).rglob("*"))
     return {str(path.relative_to(folder)): path.read_bytes() for path in kept if path.is_file()}
 
 

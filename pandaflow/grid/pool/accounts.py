@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pandaflow.grid.pool.session import Session, updating
+from pandaflow.grid.pool.session import Later, Session, adding
 from pandaflow.store.pool_tables import pool_runs
 
-_LOCK = (
-    "SELECT no, run, seq, ready, held FROM pool_runs WHERE no AMONG :nos[bigint] ORDER BY no {lock}"
-)
-_SAVE = updating(pool_runs, "no", "seq", "ready", "held")
+_LOCK = "SELECT no, run FROM pool_runs WHERE no AMONG :nos[bigint] ORDER BY no {lock}"
+_ADD = adding(pool_runs, "no", "seq", "ready", "held")
 
 
 @dataclass(slots=True)
-class Account:
-    """A run's numbers, locked until the end of the transaction; ``seq``: of its last outcome."""
+class Change:
+    """What is added to a run's numbers; ``seq``: outcomes."""
 
-    no: int
-    run: str
-    seq: int
-    ready: int
-    held: int
+    seq: int = 0
+    ready: int = 0
+    held: int = 0
 
 
-def lock(session: Session, numbers: Iterable[int]) -> dict[int, Account]:
-    """Lock the rows of runs."""
-    nos = sorted(set(numbers))
-    return {row[0]: Account(*row) for row in session.rows(_LOCK, nos=nos)} if nos else {}
+def lock(session: Session, numbers: Iterable[int]) -> Later:
+    """Lock the rows of runs until the end of the transaction; gives numbers and names."""
+    return session.later(_LOCK, nos=sorted(set(numbers)))
 
 
-def save(session: Session, accounts: Iterable[Account]) -> None:
-    """Write them down."""
-    session.many(_SAVE, [(each.seq, each.ready, each.held, each.no) for each in accounts])
+def add(session: Session, changes: Mapping[int, Change]) -> None:
+    """Add to the numbers of runs, whose rows are locked."""
+    session.many(_ADD, [(c.seq, c.ready, c.held, no) for no, c in sorted(changes.items())])

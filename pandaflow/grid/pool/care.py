@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pandaflow.grid.messages import Trouble
 from pandaflow.grid.pool import circuits, holdings
 from pandaflow.grid.pool.circuit import Circuit
-from pandaflow.grid.pool.holdings import COLUMNS, KEPT, LET_GO, Body, Happening, Holding
-from pandaflow.grid.pool.session import Session, writing
+from pandaflow.grid.pool.holdings import COLUMNS, KEPT, LET_GO, Body, Happening, Holding, News
+from pandaflow.grid.pool.session import Session, updating, writing
 from pandaflow.store.database import Database
-from pandaflow.store.pool_tables import LOST, SENT
+from pandaflow.store.pool_tables import LOST, SENT, pool_bundles
 
 #: Rows of a step.
 PAGE = 1000
@@ -25,20 +25,21 @@ SILENT, NEVER_STARTED = 100, 102
 
 _DUE = f"""
     SELECT {COLUMNS} FROM pool_bundles
-    WHERE state > 1 AND due < :now AND state IN (2, 3) ORDER BY due LIMIT :page {{skip}}"""
+    WHERE due < :now AND state IN (2, 3) ORDER BY due LIMIT :page {{skip}}"""
 _OVER = """
     SELECT b.id, b.run, b.wish, b.outcome IS NULL OR b.state = 6 OR b.outcome <= r.acked
     FROM pool_bundles AS b JOIN pool_runs AS r ON r.no = b.run
     WHERE b.id AMONG :ids[bigint]"""
 _OLD = """
     SELECT id FROM pool_bundles
-    WHERE state > 1 AND due < :now AND state IN (4, 5, 6) ORDER BY due LIMIT :page {skip}"""
+    WHERE due < :now AND state IN (4, 5, 6) ORDER BY due LIMIT :page {skip}"""
+_LATER = updating(pool_bundles, "id", "due")
 _AWAY = """
     DELETE FROM pool_pilots WHERE name IN (
         SELECT name FROM pool_pilots WHERE heard < :since ORDER BY name {skip})"""
 _IDLE = """
     DELETE FROM pool_classes WHERE used < :since AND NOT EXISTS (
-        SELECT 1 FROM pool_bundles AS b WHERE b.class = pool_classes.no AND b.state = 1)"""
+        SELECT 1 FROM pool_bundles AS b WHERE b.class = pool_classes.no AND b.due IS NULL)"""
 
 
 def care(database: Database, now: float) -> dict[str, int]:
@@ -59,27 +60,36 @@ def care(database: Database, now: float) -> dict[str, int]:
     return {**counts, "runs": len(gone)}
 
 
-def _pages(database: Database, step: Callable[[Session], int]) -> int:
-    """Repeat a step until there is less than a page of it; return how many rows there were."""
+def _pages(database: Database, step: Callable[[Session], tuple[int, int]]) -> int:
+    """Repeat a step, which tells what it has looked at and done, until there is less than a page.
+
+    Return what was done.
+    """
     total = 0
     while True:
         with writing(database) as session:
-            done = step(session)
+            looked, done = step(session)
         total += done
-        if done < PAGE:
+        if looked < PAGE:
             return total
 
 
 # --- bundles ----------------------------------------------------------------------------
 
 
-def _lose(session: Session, now: float) -> int:
-    """Take back bundles whose pilots are silent."""
+def _lose(session: Session, now: float) -> tuple[int, int]:
+    """Take back bundles whose pilots are silent; look at the others when they may be."""
     due = [Holding(*row) for row in session.rows(_DUE, now=now, page=PAGE)]
     # By id, as everybody writes.
     due.sort(key=lambda row: row.id)
-    holdings.record(session, due, [_lost(row, now) for row in due], now)
-    return len(due)
+    silent = [row for row in due if row.deadline < now]
+    session.many(_LATER, [(row.deadline, row.id) for row in due if row.deadline >= now])
+    if silent:
+        news = News(changed={row.id: row for row in silent})
+        news.happened = [_lost(row, now) for row in silent]
+        holdings.record(session, news, now)
+        circuits.count(session, sorted(news.ends()), news.ends(), now)
+    return len(due), len(silent)
 
 
 def _lost(row: Holding, now: float) -> Happening:
@@ -96,11 +106,11 @@ def _lost(row: Holding, now: float) -> Happening:
     return Happening(row, "lost", body, f"site: {row.why}")
 
 
-def _purge(session: Session, now: float) -> int:
+def _purge(session: Session, now: float) -> tuple[int, int]:
     """Remove bundles that are over and acknowledged; look at the others again later."""
     ids = [id for (id,) in session.rows(_OLD, now=now, page=PAGE)]
     if not ids:
-        return 0
+        return 0, 0
     rows = session.rows(_OVER, ids=ids)
     known = {row[0]: row[3] for row in rows}
     # Pilots that have not let go in time are gone themselves.
@@ -109,14 +119,14 @@ def _purge(session: Session, now: float) -> int:
     kept = sorted(set(ids) - set(done))
     if done:
         session.run("DELETE FROM pool_bundles WHERE id AMONG :ids[bigint]", ids=done)
-    holdings.record(session, [], [], now, let_go)
+    holdings.record(session, News(let_go=let_go), now)
     if kept:
         session.run(
             "UPDATE pool_bundles SET due = :due WHERE id AMONG :ids[bigint]",
             due=now + KEPT,
             ids=kept,
         )
-    return len(ids)
+    return len(ids), len(ids)
 
 
 # --- queues -----------------------------------------------------------------------------
@@ -125,9 +135,10 @@ def _purge(session: Session, now: float) -> int:
 def _probe(session: Session, now: float) -> int:
     """Try held queues whose time is over; give another probe to those that have lost theirs."""
     rows = session.rows(
-        "SELECT name FROM pool_queues AS q "
-        "WHERE (state = 'held' AND held_until <= :now) OR (probe IS NOT NULL AND NOT EXISTS ("
-        "SELECT 1 FROM pool_bundles AS b WHERE b.id = q.probe AND b.state IN (2, 3)))",
+        # A join: PostgreSQL would read all bundles for a NOT EXISTS beside the OR.
+        "SELECT name FROM pool_queues AS q LEFT JOIN pool_bundles AS b "
+        "ON b.id = q.probe AND b.state IN (2, 3) WHERE (q.state = 'held' AND held_until <= :now) "
+        "OR (probe IS NOT NULL AND b.id IS NULL)",
         now=now,
     )
     if not rows:

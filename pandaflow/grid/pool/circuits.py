@@ -5,19 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from pandaflow.grid.pool.circuit import Circuit, End, after
-from pandaflow.grid.pool.session import Session, updating
+from pandaflow.grid.pool.session import Later, Session, updating
 from pandaflow.store.pool_tables import pool_queues
 
 _FIELDS = ("state", "reason", "held_until", "holds", "ring", "probe")
 _LOOK = f"SELECT name, {', '.join(_FIELDS)} FROM pool_queues WHERE name AMONG :names[text]"
+_LOOK_OF = f"""
+    SELECT name, {", ".join(_FIELDS)} FROM pool_queues WHERE name IN (
+        SELECT queue FROM pool_bundles WHERE id AMONG :ids[bigint])"""
 _LOCK = f"{_LOOK} ORDER BY name {{lock}}"
 _SAVE = updating(pool_queues, "name", *_FIELDS)
 
 
-def look(session: Session, names: Iterable[str]) -> dict[str, Circuit]:
-    """Return the breakers of queues; those that are gone are left out."""
-    rows = session.rows(_LOOK, names=sorted(set(names)))
-    return {name: Circuit(*fields) for name, *fields in rows}
+def look(session: Session, names: Iterable[str]) -> Later:
+    """Look at the breakers of queues, for :func:`seen`."""
+    return session.later(_LOOK, names=sorted(set(names)))
+
+
+def look_of(session: Session, bundles: Iterable[int]) -> Later:
+    """Look at the breakers of the queues that have bundles, for :func:`seen`."""
+    return session.later(_LOOK_OF, ids=sorted(bundles))
+
+
+def seen(found: Later) -> dict[str, Circuit]:
+    """Return breakers by name of their queues; those that are gone are left out."""
+    return {name: Circuit(*fields) for name, *fields in found.rows}
 
 
 def lock(session: Session, names: Iterable[str]) -> dict[str, Circuit]:
@@ -35,14 +47,23 @@ def save(session: Session, circuits: Mapping[str, Circuit]) -> None:
     session.many(_SAVE, rows)
 
 
-def count(session: Session, ends: Mapping[str, Sequence[End]], now: float) -> None:
-    """Count how bundles ended at queues."""
-    # A queue where all goes well stays as it is: then nobody waits for its row.
-    changing = [
+def changing(
+    breakers: Mapping[str, Circuit], ends: Mapping[str, Sequence[End]], now: float
+) -> list[str]:
+    """Return the queues whose breakers change by how bundles ended there.
+
+    One where all goes well stays as it is: then nobody waits for its row.
+    """
+    return [
         name
-        for name, circuit in look(session, ends).items()
-        if after(circuit, ends[name], now) != circuit
+        for name, circuit in breakers.items()
+        if name in ends and after(circuit, ends[name], now) != circuit
     ]
-    if changing:
-        locked = lock(session, changing)
-        save(session, {name: after(each, ends[name], now) for name, each in locked.items()})
+
+
+def count(
+    session: Session, names: Sequence[str], ends: Mapping[str, Sequence[End]], now: float
+) -> None:
+    """Count how bundles ended at some queues."""
+    locked = lock(session, names)
+    save(session, {name: after(each, ends[name], now) for name, each in locked.items()})

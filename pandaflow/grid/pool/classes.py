@@ -15,6 +15,7 @@ _FRESH = 3600.0
 #: Classes that are remembered.
 _KEPT = 10_000
 
+_FIND = "SELECT digest, no, used FROM pool_classes WHERE digest AMONG :digests[text]"
 _ADD = inserting(
     pool_classes,
     *("vo", "digest", "needs", "used"),
@@ -27,14 +28,15 @@ def enter(session: Session, vo: str, needs: Iterable[Needs], now: float) -> dict
     """Return the numbers of classes; those that were not there are made."""
     texts = {each: each.model_dump_json(exclude_defaults=True) for each in needs}
     digests = {each: sha256(f"{vo}\0{text}".encode()).hexdigest() for each, text in texts.items()}
-    # In order: two submissions must not wait for each other's.
-    rows = sorted((vo, digests[each], text, now) for each, text in texts.items())
-    session.many(_ADD, rows)
-    found = session.rows(
-        "SELECT digest, no FROM pool_classes WHERE digest AMONG :digests[text]",
-        digests=list(digests.values()),
-    )
-    numbers = dict(found)
+    wanted = list(digests.values())
+    known = {
+        digest for digest, _, used in session.rows(_FIND, digests=wanted) if used > now - _FRESH
+    }
+    # Only what is new: whoever adds a class locks its row. And in order, so that two submissions
+    # do not wait for each other.
+    rows = [(vo, digests[each], text, now) for each, text in texts.items()]
+    session.many(_ADD, sorted(row for row in rows if row[1] not in known))
+    numbers = {digest: no for digest, no, _ in session.rows(_FIND, digests=wanted)}
     return {each: numbers[digest] for each, digest in digests.items()}
 
 

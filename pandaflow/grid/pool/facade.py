@@ -13,11 +13,10 @@ from pandaflow.grid.messages import (
     Outcomes,
     PilotCommand,
     PilotUpdate,
-    Queue,
-    QueueBody,
     Updated,
 )
-from pandaflow.grid.pool import care, intake, leasing, logs, people, queues, reports
+from pandaflow.grid.places import Demand, Queue, QueueBody
+from pandaflow.grid.pool import care, demand, intake, leasing, logs, people, queues, reports
 from pandaflow.grid.pool.classes import Classes
 from pandaflow.grid.pool.session import reading, writing
 from pandaflow.store.database import Database
@@ -45,16 +44,24 @@ class Pool:
 
     # --- drivers ------------------------------------------------------------------------
 
-    def open_run(self, actor: Actor, run: str, now: float) -> None:
+    def open_run(self, actor: Actor, run: str, now: float, owner: str = "") -> None:
         """Make a run known; nothing happens if it is and they may change it.
+
+        Parameters
+        ----------
+        actor : Actor
+        run : str
+        now : float
+        owner : str
+            Subject of whoever it belongs to, if that is another than the actor.
 
         Raises
         ------
         Forbidden
-            It is somebody else's.
+            It is somebody else's, or the actor may not act for others.
         """
         with writing(self._database) as session:
-            intake.open_run(session, actor, run, now)
+            intake.open_run(session, actor, run, now, owner)
 
     def forget_run(self, actor: Actor, run: str, now: float) -> None:
         """Cancel a run's bundles and forget it, with its payloads, outcomes and logs.
@@ -127,8 +134,7 @@ class Pool:
         ------
         NotThere, Forbidden
         """
-        with writing(self._database) as session:
-            return intake.cancel(session, actor, run, bundles, now)
+        return intake.cancel(self._database, actor, run, bundles, now)
 
     def outcomes(self, actor: Actor, run: str, after: int, limit: int, now: float) -> Outcomes:
         """Return what happened after outcome number ``after``, and forget what came before.
@@ -197,6 +203,16 @@ class Pool:
         with reading(self._database) as session:
             return queues.one(session, actor, name, now)
 
+    def demand(self, actor: Actor, name: str, now: float) -> Demand:
+        """Return what a queue is wanted for: bundles of the actor's VO by class.
+
+        Raises
+        ------
+        NotThere, Forbidden
+        """
+        with reading(self._database) as session:
+            return demand.demand(session, self._classes, actor, name, now)
+
     def put_queue(self, actor: Actor, name: str, body: QueueBody, now: float) -> Queue:
         """Make a queue, or change what it is; its state stays.
 
@@ -244,17 +260,18 @@ class Pool:
 
     # --- people -------------------------------------------------------------------------
 
-    def pilots(self, actor: Actor, now: float) -> list[dict[str, Any]]:
-        """Return the pilots of an actor's VO, those heard of last first.
+    def pilots(self, actor: Actor, now: float, queue: str = "") -> list[dict[str, Any]]:
+        """Return the pilots of an actor's VO, of one queue or of all, those heard of last first.
 
         Returns
         -------
         list of dict
-            ``pilot``, ``queue``, ``host``, ``since``, ``heard``, ``free`` (cores after its last
-            question), ``command``, ``running`` (bundles), ``alive`` (heard of in time).
+            ``pilot``, ``queue``, ``host``, ``since``, ``heard``, ``ago`` (seconds since then),
+            ``free`` (cores after its last question), ``command``, ``running`` (bundles), ``alive``
+            (heard of in time).
         """
         with reading(self._database) as session:
-            return people.pilots(session, actor, now)
+            return people.pilots(session, actor, now, queue)
 
     def command_pilot(self, actor: Actor, name: str, command: PilotCommand) -> None:
         """Tell a pilot to drain or to stop, with the next answer that it gets.

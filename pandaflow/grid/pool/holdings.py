@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from pydantic import Field
 
 from pandaflow.grid.messages import JobResult, Message, Trouble
-from pandaflow.grid.pool import accounts, circuits
-from pandaflow.grid.pool.accounts import Account
+from pandaflow.grid.pool import accounts
+from pandaflow.grid.pool.accounts import Change
 from pandaflow.grid.pool.circuit import End
-from pandaflow.grid.pool.session import Session, inserting, updating
+from pandaflow.grid.pool.session import Later, Many, Session, array_of, unnest, updating
 from pandaflow.store.pool_tables import (
     CANCELLED,
     ENDED,
@@ -40,14 +40,31 @@ LET_GO = "let go"
 
 _FIELDS = (
     *("id", "run", "bundle", "attempt", "class", "state", "queue", "pilot", "host", "lease"),
-    *("seq", "heartbeat", "due", "heard", "outcome", "wish", "why"),
+    *("seq", "heartbeat", "due", "heard", "wish", "why", "start"),
 )
 #: Columns of :class:`Holding`, for a SELECT.
 COLUMNS = ", ".join(_FIELDS)
-_SAVE = updating(pool_bundles, "id", *("state", "seq", "due", "heard", "outcome", "wish", "why"))
-_TELL = inserting(
-    pool_outcomes,
-    *("run", "seq", "bundle", "attempt", "kind", "at", "queue", "pilot", "host", "body"),
+_STATE = ("state", "seq", "due", "heard", "wish", "why", "start")
+_BEAT = updating(pool_bundles, "id", "seq", "heard")
+_SAVE = updating(pool_bundles, "id", *_STATE)
+# A run's row is locked: its last number stays what it is until all are told.
+_TURN = Many(
+    f"UPDATE pool_bundles SET {', '.join(f'{name} = ?' for name in _STATE)}, "
+    "outcome = ? + (SELECT seq FROM pool_runs WHERE no = pool_bundles.run) WHERE id = ?",
+    f"UPDATE pool_bundles AS old SET {', '.join(f'{name} = new.{name}' for name in _STATE)}, "
+    f"outcome = new.outcome + r.seq FROM {unnest(pool_bundles, (*_STATE, 'outcome', 'id'))}, "
+    f"pool_runs AS r WHERE old.id = new.id AND old.id = ANY({array_of(pool_bundles, 'id')}) "
+    "AND r.no = old.run",
+    (*_STATE, "outcome", "id"),
+)
+_TOLD = ("seq", "bundle", "attempt", "kind", "at", "queue", "pilot", "host", "body", "run")
+_TELL = Many(
+    f"INSERT INTO pool_outcomes ({', '.join(_TOLD)}) "
+    f"SELECT seq + {', '.join('?' * 9)}, no FROM pool_runs WHERE no = ?",
+    f"INSERT INTO pool_outcomes ({', '.join(_TOLD)}) "
+    f"SELECT r.seq + {', '.join(f'new.{name}' for name in _TOLD)} "
+    f"FROM {unnest(pool_outcomes, _TOLD)} JOIN pool_runs AS r ON r.no = new.run",
+    _TOLD,
 )
 
 
@@ -78,9 +95,15 @@ class Holding:
     heartbeat: float
     due: float
     heard: float
-    outcome: int | None
     wish: str
     why: str
+    start: float | None
+
+    @property
+    def deadline(self) -> float:
+        """When it is lost if nothing is heard; ``due`` may be before, and is not after."""
+        patience = self.heartbeat if self.state == RUNNING else self.start
+        return self.due if patience is None else self.heard + patience
 
     @property
     def held(self) -> bool:
@@ -113,63 +136,87 @@ class Happening:
     spoiled: str = ""
 
 
-def lock(session: Session, ids: Iterable[int]) -> dict[int, Holding]:
-    """Lock bundles by id; those that are gone are left out."""
-    wanted = sorted(set(ids))
-    if not wanted:
-        return {}
-    rows = session.rows(
-        f"SELECT {COLUMNS} FROM pool_bundles WHERE id AMONG :ids[bigint] ORDER BY id {{lock}}",
-        ids=wanted,
-    )
-    return {row[0]: Holding(*row) for row in rows}
+@dataclass(slots=True)
+class News:
+    """What is to be written down of bundles, which are locked.
 
-
-def record(
-    session: Session,
-    changed: Sequence[Holding],
-    happened: Sequence[Happening],
-    now: float,
-    let_go: Sequence[int] = (),
-) -> None:
-    """Write down bundles that have changed, and what drivers are to hear of them, in order.
-
-    ``let_go``: the runs of bundles that were cancelled, and that a pilot has let go of.
+    Attributes
+    ----------
+    beats, changed : dict of int to Holding
+        Those of which only was heard, and the others.
+    happened : list of Happening
+        In order.
+    let_go : list of int
+        Runs of bundles that were cancelled, and that a pilot has let go of.
     """
-    runs = accounts.lock(session, [*(each.holding.run for each in happened), *let_go])
-    for run in let_go:
-        if run in runs:
-            runs[run].held -= 1
-    told = [_number(each, runs[each.holding.run], now) for each in happened]
-    session.many(
-        _SAVE, [(h.state, h.seq, h.due, h.heard, h.outcome, h.wish, h.why, h.id) for h in changed]
+
+    beats: dict[int, Holding] = field(default_factory=dict)
+    changed: dict[int, Holding] = field(default_factory=dict)
+    happened: list[Happening] = field(default_factory=list)
+    let_go: list[int] = field(default_factory=list)
+
+    def ends(self) -> dict[str, list[End]]:
+        """Return how bundles ended, by queue."""
+        found = dict[str, list[End]]()
+        for each in self.happened:
+            if each.kind != "started":
+                ends = found.setdefault(each.holding.queue, [])
+                ends.append(End(each.holding.id, each.spoiled))
+        return found
+
+
+def lock(session: Session, ids: Iterable[int]) -> Later:
+    """Lock bundles by id, for :func:`locked`; those that are gone are left out."""
+    return session.later(
+        f"SELECT {COLUMNS} FROM pool_bundles WHERE id AMONG :ids[bigint] ORDER BY id {{lock}}",
+        ids=sorted(set(ids)),
     )
-    session.many(_TELL, told)
-    accounts.save(session, runs.values())
-    over = [each for each in happened if each.kind != "started"]
-    if over:
-        drop_work(session, [each.holding.id for each in over])
-        _count(session, over, now)
+
+
+def locked(found: Later) -> dict[int, Holding]:
+    """Return what was locked, by id."""
+    return {row[0]: Holding(*row) for row in found.rows}
+
+
+def record(session: Session, news: News, now: float) -> None:
+    """Write down bundles that have changed, and what drivers are to hear of them."""
+    changes = dict[int, Change]()
+    told = [_told(each, changes, now) for each in news.happened]
+    for run in news.let_go:
+        changes.setdefault(run, Change()).held -= 1
+    # Of several outcomes of a bundle its row keeps the last one's number.
+    last = {each.holding.id: seq for each, (_, seq) in zip(news.happened, told, strict=True)}
+    session.many(_SAVE, [(*_state(h), id) for id, h in news.changed.items() if id not in last])
+    beats = news.beats.keys() - news.changed.keys()
+    session.many(_BEAT, [(news.beats[id].seq, news.beats[id].heard, id) for id in sorted(beats)])
+    if over := [each.holding.id for each in news.happened if each.kind != "started"]:
+        drop_work(session, over)
+    if changes:
+        accounts.lock(session, changes)
+        session.many(_TELL, [row for row, _ in told])
+        session.many(_TURN, [(*_state(news.changed[id]), seq, id) for id, seq in last.items()])
+        accounts.add(session, changes)
+
+
+def _state(row: Holding) -> tuple[object, ...]:
+    start = row.start if row.held else None
+    return (row.state, row.seq, row.due, row.heard, row.wish, row.why, start)
 
 
 def drop_work(session: Session, ids: list[int]) -> None:
     """Forget the work of bundles that nobody will run any more."""
-    session.run("DELETE FROM pool_work WHERE id AMONG :ids[bigint]", ids=ids)
+    session.later("DELETE FROM pool_work WHERE id AMONG :ids[bigint]", ids=ids)
 
 
-def _number(happening: Happening, run: Account, now: float) -> tuple[object, ...]:
-    """Give something that happened its number in the run; return its row."""
+def _told(
+    happening: Happening, changes: dict[int, Change], now: float
+) -> tuple[tuple[object, ...], int]:
+    """Return an outcome's row, and its number after those that the run has."""
     each = happening.holding
-    run.seq += 1
-    each.outcome = run.seq
+    change = changes.setdefault(each.run, Change())
+    change.seq += 1
     if happening.kind != "started":
-        run.held -= 1
-    head = (each.run, run.seq, each.bundle, each.attempt, happening.kind, now)
-    return (*head, each.queue, each.pilot, each.host, happening.body)
-
-
-def _count(session: Session, over: Iterable[Happening], now: float) -> None:
-    ends = dict[str, list[End]]()
-    for each in over:
-        ends.setdefault(each.holding.queue, []).append(End(each.holding.id, each.spoiled))
-    circuits.count(session, ends, now)
+        change.held -= 1
+    head = (change.seq, each.bundle, each.attempt, happening.kind, now)
+    row = (*head, each.queue, each.pilot, each.host, happening.body, each.run)
+    return row, change.seq

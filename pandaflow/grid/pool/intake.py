@@ -11,6 +11,7 @@ from pandaflow.core.model import Resources
 from pandaflow.grid.identity import Actor, Forbidden
 from pandaflow.grid.messages import PAYLOAD_BYTES, Bundle, Leased, Needs, Outcome, Outcomes
 from pandaflow.grid.pool import accounts, classes, people, runs
+from pandaflow.grid.pool.accounts import Change
 from pandaflow.grid.pool.errors import NotThere
 from pandaflow.grid.pool.holdings import KEPT, LET_GO, drop_work
 from pandaflow.grid.pool.queues import Place, places
@@ -22,21 +23,29 @@ from pandaflow.store.pool_tables import CANCELLED, READY, pool_bundles, pool_wor
 #: Fields of a bundle that pilots are not told, and those that they are always told.
 _OWN = set(Bundle.model_fields) - set(Leased.model_fields) | {"attempt", "needs"}
 
-_ADD = inserting(pool_bundles, "run", "bundle", "attempt", "class", "rank")
+_ADD = inserting(
+    pool_bundles,
+    *("run", "bundle", "attempt", "class", "rank"),
+    conflict="ON CONFLICT (run, bundle, attempt) DO NOTHING RETURNING bundle, attempt, id",
+)
 _WORK = inserting(pool_work, "id", "body")
-_CANCEL = updating(pool_bundles, "id", "state", "due", "wish")
+_CANCEL = updating(pool_bundles, "id", "state", "due", "wish", "start")
 #: OFFSET 0 makes PostgreSQL look each of them up: else it may read all bundles of the run.
 _THERE = {
-    "sqlite": "SELECT bundle, attempt, id FROM pool_bundles "
-    "WHERE run = :run AND bundle AMONG :numbers[integer]",
+    "sqlite": "SELECT id FROM pool_bundles WHERE run = :run AND bundle AMONG :numbers[integer]",
     "postgresql": "SELECT b.* FROM unnest(CAST(:numbers AS integer[])) AS n(bundle), LATERAL ("
-    "SELECT bundle, attempt, id FROM pool_bundles WHERE run = :run AND bundle = n.bundle "
+    "SELECT id FROM pool_bundles WHERE run = :run AND bundle = n.bundle "
     "OFFSET 0) AS b",
 }
 _LIVE = """
     SELECT id, state, heartbeat FROM pool_bundles
-    WHERE {} AND state IN (1, 2, 3) ORDER BY id {{lock}}"""
-_LIVE_RUN, _LIVE_IDS = _LIVE.format("run = :run"), _LIVE.format("id AMONG :ids[bigint]")
+    WHERE id AMONG :ids[bigint] AND state IN (1, 2, 3) ORDER BY id {lock}"""
+#: Bundles that are cancelled by a transaction.
+PAGE = 1000
+_PAGE = """
+    SELECT bundle, attempt, id FROM pool_bundles
+    WHERE run = :run AND (bundle, attempt) > (:bundle, :attempt) AND state IN (1, 2, 3)
+    ORDER BY bundle, attempt LIMIT :n"""
 _HEAD = ("seq", "bundle", "attempt", "kind", "at", "queue", "pilot", "host")
 _OUTCOMES = f"""
     SELECT {", ".join(_HEAD)}, body FROM pool_outcomes
@@ -46,16 +55,18 @@ _OUTCOMES = f"""
 # --- runs and payloads ------------------------------------------------------------------
 
 
-def open_run(session: Session, actor: Actor, run: str, now: float) -> None:
-    """Make a run known."""
+def open_run(session: Session, actor: Actor, run: str, now: float, owner: str = "") -> None:
+    """Make a run known; ``owner``: whose it is, if not the actor's."""
     actor.require("user", "production", "operator")
+    if owner not in ("", actor.subject):
+        actor.require("production", "operator")
     session.run(
         "INSERT INTO pool_runs (run, vo, owner, name, created) "
         "VALUES (:run, :vo, :owner, :name, :now) ON CONFLICT (run) DO NOTHING",
         run=run,
         vo=actor.vo,
-        owner=actor.subject,
-        name=actor.name,
+        owner=owner or actor.subject,
+        name=actor.name if owner in ("", actor.subject) else owner,
         now=now,
     )
     try:
@@ -83,7 +94,7 @@ def check_payload(digest: str, data: bytes) -> None:
 
 def put_payload(session: Session, actor: Actor, run: str, digest: str, data: bytes) -> None:
     """Keep a payload."""
-    found = runs.own(session, actor, run, lock=True)
+    found = runs.own(session, actor, run)
     session.run(
         "INSERT INTO pool_payloads (run, digest, data) VALUES (:run, :digest, :data) "
         "ON CONFLICT (run, digest) DO NOTHING",
@@ -91,6 +102,8 @@ def put_payload(session: Session, actor: Actor, run: str, digest: str, data: byt
         digest=digest,
         data=data,
     )
+    # As with bundles: late, and nothing stays of a run that was forgotten meanwhile.
+    runs.own(session, actor, run, lock=True)
 
 
 def payload(session: Session, actor: Actor, run: str, digest: str) -> bytes:
@@ -113,37 +126,34 @@ def submit(
     session: Session, actor: Actor, run: str, bundles: Sequence[Bundle], now: float
 ) -> dict[int, str]:
     """Put bundles into the pool; return why some were refused."""
-    # Locked: nobody else adds to this run or forgets it meanwhile.
-    found = runs.own(session, actor, run, lock=True)
+    found = runs.own(session, actor, run)
     refused = _refused(session, found, bundles)
     fit = {(b.bundle, b.attempt): b for b in bundles if b.bundle not in refused}
-    for key in _there(session, found.no, [bundle for bundle, _ in fit]):
-        fit.pop(key, None)
     if fit:
-        _add(session, found, [fit[key] for key in sorted(fit)], now)
+        _add(session, actor, found, [fit[key] for key in sorted(fit)], now)
     return refused
 
 
-def _there(session: Session, no: int, numbers: list[int]) -> dict[tuple[int, int], int]:
-    """Return ids by number and attempt, of bundles with these numbers."""
-    rows = session.rows(_THERE[session.dialect], run=no, numbers=numbers)
-    return {(bundle, attempt): id for bundle, attempt, id in rows}
+def _there(session: Session, no: int, numbers: list[int]) -> list[int]:
+    """Return the ids of bundles with these numbers."""
+    return [id for (id,) in session.rows(_THERE[session.dialect], run=no, numbers=numbers)]
 
 
-def _add(session: Session, run: Run, bundles: Sequence[Bundle], now: float) -> None:
+def _add(session: Session, actor: Actor, run: Run, bundles: Sequence[Bundle], now: float) -> None:
     numbers = classes.enter(session, run.vo, {each.needs for each in bundles}, now)
-    session.many(
-        _ADD, [(run.no, b.bundle, b.attempt, numbers[b.needs], -b.priority) for b in bundles]
-    )
-    ids = _there(session, run.no, [each.bundle for each in bundles])
-    work = [(ids[each.bundle, each.attempt], _body(each)) for each in bundles]
-    session.many(_WORK, work)
-    session.run(
-        "UPDATE pool_runs SET ready = ready + :n, latest = :latest WHERE no = :no",
-        n=len(bundles),
-        latest=numbers[bundles[-1].needs],
-        no=run.no,
-    )
+    rows = [(run.no, b.bundle, b.attempt, numbers[b.needs], -b.priority) for b in bundles]
+    by_key = {(b.bundle, b.attempt): b for b in bundles}
+    added = [(id, by_key[bundle, attempt]) for bundle, attempt, id in session.returning(_ADD, rows)]
+    session.many(_WORK, [(id, _body(each)) for id, each in added])
+    # Locked only now, for pilots want it too. Was it forgotten meanwhile, all of this is undone.
+    runs.own(session, actor, run.run, lock=True)
+    if added:
+        session.run(
+            "UPDATE pool_runs SET ready = ready + :n, latest = :latest WHERE no = :no",
+            n=len(added),
+            latest=numbers[added[-1][1].needs],
+            no=run.no,
+        )
 
 
 def _body(bundle: Bundle) -> str:
@@ -205,18 +215,31 @@ def _names(names: Iterable[str]) -> str:
 
 
 def cancel(
-    session: Session, actor: Actor, run: str, bundles: Sequence[int] | None, now: float
+    database: Database, actor: Actor, run: str, bundles: Sequence[int] | None, now: float
 ) -> int:
-    """Cancel bundles; return how many were not over."""
-    found = runs.own(session, actor, run)
-    if bundles is None:
-        rows = session.rows(_LIVE_RUN, run=found.no)
-    else:
-        ids = _there(session, found.no, list(bundles)).values()
-        rows = session.rows(_LIVE_IDS, ids=sorted(ids))
-    if rows:
-        _cancel(session, found.no, rows, now)
-    return len(rows)
+    """Cancel bundles; return how many were not over.
+
+    A page of them at a time: pilots that report wait for none of it long.
+    """
+    with reading(database) as session:
+        found = runs.own(session, actor, run)
+    total, after = 0, (-1, -1)
+    numbers = None if bundles is None else sorted(set(bundles))
+    while numbers is None or numbers:
+        with writing(database) as session:
+            if numbers is None:
+                page = session.rows(_PAGE, run=found.no, bundle=after[0], attempt=after[1], n=PAGE)
+                ids, after = [id for *_, id in page], page[-1][:2] if page else after
+            else:
+                some, numbers = numbers[:PAGE], numbers[PAGE:]
+                ids = _there(session, found.no, some)
+            rows = session.rows(_LIVE, ids=sorted(ids)) if ids else []
+            if rows:
+                _cancel(session, found.no, rows, now)
+        total += len(rows)
+        if numbers is None and len(ids) < PAGE:
+            break
+    return total
 
 
 def _cancel(session: Session, no: int, rows: list[tuple[int, int, float]], now: float) -> None:
@@ -224,16 +247,15 @@ def _cancel(session: Session, no: int, rows: list[tuple[int, int, float]], now: 
     session.many(
         _CANCEL,
         [
-            (CANCELLED, now + KEPT, "", id)
+            (CANCELLED, now + KEPT, "", None, id)
             if state == READY
-            else (CANCELLED, now + heartbeat, LET_GO, id)
+            else (CANCELLED, now + heartbeat, LET_GO, None, id)
             for id, state, heartbeat in rows
         ],
     )
     drop_work(session, [id for id, *_ in rows])
-    account = accounts.lock(session, [no])[no]
-    account.ready -= sum(state == READY for _, state, _ in rows)
-    accounts.save(session, [account])
+    accounts.lock(session, [no])
+    accounts.add(session, {no: Change(ready=-sum(state == READY for _, state, _ in rows))})
 
 
 # --- outcomes ---------------------------------------------------------------------------
@@ -260,10 +282,15 @@ def outcomes(
 
 
 def _acknowledge(session: Session, no: int, after: int) -> None:
-    session.run(
-        "UPDATE pool_runs SET acked = :after WHERE no = :no AND acked < :after", no=no, after=after
-    )
-    session.run("DELETE FROM pool_outcomes WHERE run = :no AND seq <= :after", no=no, after=after)
+    with session.together(last=True):
+        session.later(
+            "DELETE FROM pool_outcomes WHERE run = :no AND seq <= :after", no=no, after=after
+        )
+        session.later(
+            "UPDATE pool_runs SET acked = :after WHERE no = :no AND acked < :after",
+            no=no,
+            after=after,
+        )
 
 
 def _outcome(row: Sequence[object]) -> Outcome:

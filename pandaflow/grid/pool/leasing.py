@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import ceil
@@ -11,12 +11,12 @@ from secrets import token_urlsafe
 
 from pandaflow.grid.identity import Actor, Forbidden
 from pandaflow.grid.messages import INLINE_BYTES, Acquire, Acquired, Leased, PilotCommand
-from pandaflow.grid.pool import accounts, pilots
-from pandaflow.grid.pool.accounts import Account
+from pandaflow.grid.pool import accounts, pilots, queues
+from pandaflow.grid.pool.accounts import Change
 from pandaflow.grid.pool.classes import Classes
 from pandaflow.grid.pool.matching import Kind, More, Ready, Shelf, serve, suits
 from pandaflow.grid.pool.pilots import Pilot
-from pandaflow.grid.pool.queues import Place, places
+from pandaflow.grid.pool.queues import Place
 from pandaflow.grid.pool.session import Session, updating
 from pandaflow.store.pool_tables import SENT, pool_bundles
 
@@ -27,18 +27,23 @@ _SPARE = 4
 
 _CLASSES = """
     SELECT no FROM pool_classes AS c WHERE vo AMONG :vos[text] AND EXISTS (
-        SELECT 1 FROM pool_bundles AS b WHERE b.class = c.no AND b.state = 1)"""
+        SELECT 1 FROM pool_bundles AS b WHERE b.class = c.no AND b.due IS NULL)"""
 _MORE = """
     SELECT rank, id, run FROM pool_bundles
-    WHERE class = :kind AND state = 1 AND (rank, id) > (:rank, :id)
+    WHERE class = :kind AND due IS NULL AND (rank, id) > (:rank, :id)
     ORDER BY rank, id LIMIT :size {skip}"""
 _FIRST = """
-    SELECT rank, id, run FROM pool_bundles WHERE class = :kind AND state = 1
+    SELECT rank, id, run FROM pool_bundles WHERE class = :kind AND due IS NULL
     ORDER BY rank, id LIMIT :size {skip}"""
+_FIRST_OF_ALL = """
+    SELECT k.no, b.* FROM unnest(CAST(:nos AS bigint[]), CAST(:sizes AS integer[])) AS k(no, size),
+    LATERAL (
+        SELECT rank, id, run FROM pool_bundles WHERE class = k.no AND due IS NULL
+        ORDER BY rank, id LIMIT k.size {skip}) AS b"""
 _GIVE = updating(
     pool_bundles,
     "id",
-    *("state", "queue", "pilot", "host", "lease", "seq", "heartbeat", "due", "heard"),
+    *("state", "queue", "pilot", "host", "lease", "seq", "heartbeat", "due", "heard", "start"),
 )
 _WORK = "SELECT id, body FROM pool_work WHERE id AMONG :ids[bigint]"
 
@@ -75,17 +80,19 @@ def acquire(
 ) -> list[Acquired | Forbidden]:
     """Answer questions for work; see :meth:`pandaflow.grid.pool.Pool.acquire`."""
     questions = [_Question(actor, ask, free=ask.cores) for actor, ask in asked]
-    known = pilots.look(session, [each.ask.pilot for each in questions])
-    there = places(session, {each.ask.queue for each in questions})
+    with session.together():
+        looked = pilots.look(session, [each.ask.pilot for each in questions])
+        found = queues.look(session, {each.ask.queue for each in questions})
+        stocked = session.later(_CLASSES, vos=sorted({each.actor.vo for each in questions}))
+    known, there = pilots.seen(looked), queues.seen(found)
     for each in questions:
         each.pilot, each.place = known.get(each.ask.pilot), there.get(each.ask.queue)
         each.refused = _refusal(each)
-    _match(session, classes, [each for each in questions if each.count])
-    runs = accounts.lock(session, [ready.run for each in questions for ready in each.given])
-    _claim_probes(session, [each for each in questions if each.given])
-    answers = _give(session, questions, runs, now)
-    _note(session, questions, now)
-    return answers
+    kinds = classes.get(session, [no for (no,) in stocked.rows])
+    _match(session, kinds, [each for each in questions if each.count])
+    news = _news(questions, now)
+    _claim_probes(session, [each for each in questions if each.given], news)
+    return _give(session, questions, news, now)
 
 
 def _refusal(question: _Question) -> Forbidden | None:
@@ -106,12 +113,10 @@ def _refusal(question: _Question) -> Forbidden | None:
 # --- matching ---------------------------------------------------------------------------
 
 
-def _match(session: Session, classes: Classes, questions: Sequence[_Question]) -> None:
+def _match(session: Session, found: dict[int, Kind], questions: Sequence[_Question]) -> None:
     """Decide who gets what; the rows are locked."""
-    if not questions:
+    if not questions or not found:
         return
-    vos = sorted({each.actor.vo for each in questions})
-    found = classes.get(session, [no for (no,) in session.rows(_CLASSES, vos=vos)])
     suiting = [_suiting(each, found.values()) for each in questions]
     shelves = _shelves(session, found, questions, suiting)
     for each, numbers in zip(questions, suiting, strict=True):
@@ -142,12 +147,29 @@ def _shelves(
             # Of several classes each is likely to give its share.
             share = most if len(numbers) == 1 else ceil(most / len(numbers)) + _SPARE
             wanted[no] = wanted.get(no, 0) + min(most, share)
-    return {no: _shelf(session, kinds[no], size) for no, size in sorted(wanted.items())}
+    rows = _first(session, wanted)
+    return {
+        no: Shelf(kinds[no], rows.get(no, ()), size, _fetching(session, kinds[no]))
+        for no, size in wanted.items()
+    }
 
 
-def _shelf(session: Session, kind: Kind, size: int) -> Shelf:
-    rows = session.rows(_FIRST, kind=kind.no, size=size)
-    return Shelf(kind, [Ready(*row) for row in rows], size, _fetching(session, kind))
+def _first(session: Session, sizes: Mapping[int, int]) -> dict[int, list[Ready]]:
+    """Lock and return the first bundles of classes."""
+    if not sizes:
+        return {}
+    if session.dialect == "postgresql":
+        found = session.rows(_FIRST_OF_ALL, nos=list(sizes), sizes=list(sizes.values()))
+    else:
+        found = [
+            (no, *row)
+            for no, size in sizes.items()
+            for row in session.rows(_FIRST, kind=no, size=size)
+        ]
+    rows = dict[int, list[Ready]]()
+    for no, *row in found:
+        rows.setdefault(no, []).append(Ready(*row))
+    return rows
 
 
 def _fetching(session: Session, kind: Kind) -> More:
@@ -158,13 +180,17 @@ def _fetching(session: Session, kind: Kind) -> More:
     return more
 
 
-def _claim_probes(session: Session, questions: Sequence[_Question]) -> None:
+def _claim_probes(session: Session, questions: Sequence[_Question], news: Sequence[Pilot]) -> None:
     """Note the bundles that try queues; another server may have been faster."""
     probing = {
         each.ask.queue: each
         for each in questions
         if each.place is not None and each.place.circuit.state == "probing"
     }
+    if probing:
+        # Pilots and runs before queues, as everybody locks.
+        pilots.save(session, news)
+        accounts.lock(session, [ready.run for each in questions for ready in each.given])
     for name, question in sorted(probing.items()):
         claimed = session.run(
             "UPDATE pool_queues SET probe = :id "
@@ -180,7 +206,7 @@ def _claim_probes(session: Session, questions: Sequence[_Question]) -> None:
 
 
 def _give(
-    session: Session, questions: Sequence[_Question], runs: dict[int, Account], now: float
+    session: Session, questions: Sequence[_Question], news: Sequence[Pilot], now: float
 ) -> list[Acquired | Forbidden]:
     leases = {ready.id: token_urlsafe(16) for each in questions for ready in each.given}
     rows = [
@@ -188,21 +214,35 @@ def _give(
         for each in questions
         for ready in each.given
     ]
-    session.many(_GIVE, rows)
+    changes = _changes(questions)
+    with session.together(last=True):
+        work = session.later(_WORK, ids=list(leases))
+        session.many(_GIVE, rows)
+        pilots.save(session, news)
+        names = accounts.lock(session, changes)
+        accounts.add(session, changes)
+    bodies, runs = dict(work.rows), dict(names.rows)
+    return [_answer(each, leases, bodies, runs, now) for each in questions]
+
+
+def _changes(questions: Sequence[_Question]) -> dict[int, Change]:
+    """Return what is added to the numbers of runs."""
+    changes = dict[int, Change]()
     for each in questions:
         for ready in each.given:
-            runs[ready.run].ready -= 1
-            runs[ready.run].held += 1
-    accounts.save(session, runs.values())
-    work = dict(session.rows(_WORK, ids=list(leases))) if leases else {}
-    return [_answer(each, leases, work, runs, now) for each in questions]
+            change = changes.setdefault(ready.run, Change())
+            change.ready -= 1
+            change.held += 1
+    return changes
 
 
 def _lease_row(question: _Question, id: int, lease: str, now: float) -> tuple[object, ...]:
     assert question.place is not None
     ask, body = question.ask, question.place.body
-    due = now + body.start
-    return (SENT, ask.queue, ask.pilot, _shown(ask.host), lease, 0, body.heartbeat, due, now, id)
+    # Its first heartbeat need not move this, in an index.
+    due = now + min(body.start, body.heartbeat)
+    head = (SENT, ask.queue, ask.pilot, _shown(ask.host), lease, 0, body.heartbeat)
+    return (*head, due, now, body.start, id)
 
 
 def _shown(host: str) -> str:
@@ -214,7 +254,7 @@ def _answer(
     question: _Question,
     leases: dict[int, str],
     work: dict[int, str],
-    runs: dict[int, Account],
+    runs: dict[int, str],
     now: float,
 ) -> Acquired | Forbidden:
     if question.refused:
@@ -222,7 +262,7 @@ def _answer(
     assert question.place is not None
     heartbeat = question.place.body.heartbeat
     bundles = tuple(
-        _leased(ready, leases[ready.id], runs[ready.run].run, heartbeat, work[ready.id])
+        _leased(ready, leases[ready.id], runs[ready.run], heartbeat, work[ready.id])
         for ready in question.given
     )
     commands: tuple[PilotCommand, ...] = ()
@@ -254,7 +294,8 @@ def _retry(question: _Question, now: float) -> float:
     return min(RETRY_HELD, max(RETRY, wait))
 
 
-def _note(session: Session, questions: Sequence[_Question], now: float) -> None:
+def _news(questions: Sequence[_Question], now: float) -> list[Pilot]:
+    """Return the pilots that are worth a write: those that wait ask again and again."""
     seen = {
         each.ask.pilot: Pilot(
             name=each.ask.pilot,
@@ -266,7 +307,7 @@ def _note(session: Session, questions: Sequence[_Question], now: float) -> None:
             heard=now,
         )
         for each in questions
-        # Waiting pilots ask again and again: that is not worth a write each time.
-        if not each.refused and (each.given or pilots.is_news(each.pilot, now, each.free))
+        if not each.refused
     }
-    pilots.save(session, seen.values(), now)
+    before = {each.ask.pilot: each.pilot for each in questions}
+    return [pilot for name, pilot in seen.items() if pilots.is_news(before[name], pilot)]

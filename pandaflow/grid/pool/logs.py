@@ -42,7 +42,7 @@ def put(
     """Keep the log that a pilot sends: id, lease, text."""
     actor.require("pilot")
     id, lease, text = sent
-    row = holdings.lock(session, [id]).get(id)
+    row = holdings.locked(holdings.lock(session, [id])).get(id)
     kind = classes.get(session, [row.kind]).get(row.kind) if row else None
     if row is None or (kind and not actor.may_see(kind.vo)):
         raise NotThere(f"there is no bundle {id} in the pool, or not any more")

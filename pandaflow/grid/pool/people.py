@@ -24,12 +24,14 @@ _BUNDLES = """
     SELECT id, bundle, attempt, state, -rank, queue, pilot, host, heard, why,
         outcome IS NOT NULL AND outcome > :acked
     FROM pool_bundles
-    WHERE run = :run AND state AMONG :states[smallint] ORDER BY bundle, attempt LIMIT :limit"""
+    WHERE run = :run AND state AMONG :states[smallint]{} ORDER BY bundle, attempt LIMIT :limit"""
+#: Of those that pilots hold: by an index of their own.
+_HELD_ONES, _ANY_ONES = _BUNDLES.format(" AND start IS NOT NULL"), _BUNDLES.format("")
 _PILOTS = """
     SELECT name, queue, host, since, heard, free, command FROM pool_pilots
-    WHERE vo = :vo ORDER BY heard DESC, name"""
+    WHERE vo = :vo AND (queue = :queue OR :queue = '') ORDER BY heard DESC, name"""
 _HELD = """
-    SELECT pilot, count(*) FROM pool_bundles WHERE state > 1 AND state IN (2, 3) GROUP BY pilot"""
+    SELECT pilot, count(*) FROM pool_bundles WHERE start IS NOT NULL GROUP BY pilot"""
 
 
 def runs(session: Session, actor: Actor) -> list[dict[str, Any]]:
@@ -48,23 +50,25 @@ def bundles(
         *("id", "bundle", "attempt", "state", "priority"),
         *("queue", "pilot", "host", "heard", "why", "unread"),
     )
+    query = _HELD_ONES if state in ("sent", "running") else _ANY_ONES
     about = {"run": whose.no, "acked": whose.acked, "states": states, "limit": limit}
-    told = [dict(zip(names, row, strict=True)) for row in session.rows(_BUNDLES, **about)]
+    told = [dict(zip(names, row, strict=True)) for row in session.rows(query, **about)]
     return [
         {**each, "state": STATES[each["state"]], "unread": bool(each["unread"])} for each in told
     ]
 
 
-def pilots(session: Session, actor: Actor, now: float) -> list[dict[str, Any]]:
-    """Return the pilots of an actor's VO."""
+def pilots(session: Session, actor: Actor, now: float, queue: str = "") -> list[dict[str, Any]]:
+    """Return the pilots of an actor's VO, of one queue or of all."""
     names = ("pilot", "queue", "host", "since", "heard", "free", "command")
     patience = {name: place.body.heartbeat for name, place in places(session).items()}
     held = dict(session.rows(_HELD))
     told = []
-    for row in session.rows(_PILOTS, vo=actor.vo):
+    for row in session.rows(_PILOTS, vo=actor.vo, queue=queue):
         each = dict(zip(names, row, strict=True))
-        alive = now - each["heard"] <= max(ALIVE, patience.get(each["queue"], ALIVE))
-        told.append({**each, "running": held.get(each["pilot"], 0), "alive": alive})
+        ago = max(0.0, now - each["heard"])
+        alive = ago <= max(ALIVE, patience.get(each["queue"], ALIVE))
+        told.append({**each, "ago": ago, "running": held.get(each["pilot"], 0), "alive": alive})
     return told
 
 
@@ -116,7 +120,7 @@ def waiting(session: Session, run: Run, now: float) -> str:
     if row is None:
         return ""
     needs = Needs.model_validate_json(row[0])
-    fit = [each for each in places(session).values() if each.serves(run.vo) and _fits(each, needs)]
+    fit = [each for each in places(session).values() if each.serves(run.vo) and fits(each, needs)]
     if not fit:
         return "no queue is left that could run them"
     shut = [each for each in fit if each.circuit.state != "open"]
@@ -126,7 +130,8 @@ def waiting(session: Session, run: Run, now: float) -> str:
     return _no_pilot(session, run.vo, [each.name for each in fit if each not in shut], needs, now)
 
 
-def _fits(place: Place, needs: Needs) -> bool:
+def fits(place: Place, needs: Needs) -> bool:
+    """Tell whether the nodes of a queue could run bundles of a class."""
     asked = Resources(
         cores=needs.cores,
         memory=needs.memory,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from pandaflow.grid.pool.session import Session, inserting, updating
+from pandaflow.grid.pool.session import Later, Session, inserting, updating
 from pandaflow.store.pool_tables import pool_pilots
 
 #: Seconds after which it is worth a write that a pilot was heard of again.
@@ -42,26 +42,32 @@ class Pilot:
     command: Literal["", "drain", "stop"] = ""
 
 
-def look(session: Session, names: Iterable[str]) -> dict[str, Pilot]:
-    """Return the rows of pilots; of new ones there is none."""
-    found = session.rows(_LOOK, names=sorted(set(names)))
-    return {row[0]: Pilot(*row) for row in found}
+def look(session: Session, names: Iterable[str]) -> Later:
+    """Look at the rows of pilots, for :func:`seen`."""
+    return session.later(_LOOK, names=sorted(set(names)))
 
 
-def is_news(pilot: Pilot | None, now: float, free: int) -> bool:
-    """Tell whether a question is worth a write."""
-    return pilot is None or pilot.free != free or now - pilot.heard >= FRESH
+def seen(found: Later) -> dict[str, Pilot]:
+    """Return pilots by name; of new ones there is no row."""
+    return {row[0]: Pilot(*row) for row in found.rows}
 
 
-def save(session: Session, seen: Iterable[Pilot], now: float) -> None:
+def is_news(pilot: Pilot | None, now: Pilot) -> bool:
+    """Tell whether what a pilot says of itself now is worth a write."""
+    if pilot is None or now.heard - pilot.heard >= FRESH:
+        return True
+    return (pilot.free, pilot.queue, pilot.host) != (now.free, now.queue, now.host)
+
+
+def save(session: Session, asking: Iterable[Pilot]) -> None:
     """Write down pilots that have asked for work."""
-    rows = [(p.name, p.vo, p.subject, p.queue, p.host, p.free, now, p.heard) for p in seen]
+    rows = [(p.name, p.vo, p.subject, p.queue, p.host, p.free, p.heard, p.heard) for p in asking]
     session.many(_SAVE, sorted(rows))
 
 
-def hear(session: Session, seen: Iterable[Pilot], now: float) -> None:
+def hear(session: Session, telling: Iterable[Pilot], now: float) -> None:
     """Note that pilots were heard of."""
-    late = [pilot.name for pilot in seen if now - pilot.heard >= FRESH]
+    late = sorted({pilot.name for pilot in telling if now - pilot.heard >= FRESH})
     if late:
-        locked = session.rows(_LOCK, names=sorted(late))
-        session.many(_HEARD, [(now, name) for (name,) in locked])
+        session.later(_LOCK, names=late)
+        session.many(_HEARD, [(now, name) for name in late])

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from pandaflow.core.brokerage import Site
 from pandaflow.core.errors import WorkflowError
 from pandaflow.grid.identity import Actor, Forbidden
-from pandaflow.grid.messages import Queue, QueueBody
+from pandaflow.grid.places import Queue, QueueBody
 from pandaflow.grid.pool import circuits
 from pandaflow.grid.pool.circuit import Circuit
 from pandaflow.grid.pool.errors import NotThere
 from pandaflow.grid.pool.pilots import ALIVE
-from pandaflow.grid.pool.session import Session
+from pandaflow.grid.pool.session import Later, Session
 
 _COLUMNS = "name, body, state, reason, held_until, holds, ring, probe"
 _RUNNING = """
-    SELECT queue, count(*) FROM pool_bundles
-    WHERE state > 1 AND state IN (2, 3) AND due IS NOT NULL GROUP BY queue"""
+    SELECT queue, count(*) FROM pool_bundles WHERE start IS NOT NULL GROUP BY queue"""
 
 
 @dataclass(slots=True)
@@ -42,17 +42,27 @@ class Place:
 
 def places(session: Session, names: Iterable[str] | None = None) -> dict[str, Place]:
     """Return queues by name; None: all."""
+    return seen(look(session, names))
+
+
+def look(session: Session, names: Iterable[str] | None = None) -> Later:
+    """Look at queues, for :func:`seen`."""
     if names is None:
-        rows = session.rows(f"SELECT {_COLUMNS} FROM pool_queues ORDER BY name")
-    else:
-        rows = session.rows(
-            f"SELECT {_COLUMNS} FROM pool_queues WHERE name AMONG :names[text]",
-            names=sorted(names),
-        )
-    return {
-        name: Place(name, QueueBody.model_validate_json(body), Circuit(*fields))
-        for name, body, *fields in rows
-    }
+        return session.later(f"SELECT {_COLUMNS} FROM pool_queues ORDER BY name")
+    return session.later(
+        f"SELECT {_COLUMNS} FROM pool_queues WHERE name AMONG :names[text]", names=sorted(names)
+    )
+
+
+def seen(found: Later) -> dict[str, Place]:
+    """Return queues by name."""
+    return {name: Place(name, _body(body), Circuit(*fields)) for name, body, *fields in found.rows}
+
+
+@lru_cache(maxsize=1000)
+def _body(text: str) -> QueueBody:
+    # Each batch of questions reads the same few; a body is never changed.
+    return QueueBody.model_validate_json(text)
 
 
 def _site(name: str, body: QueueBody) -> Site:

@@ -16,10 +16,10 @@ from pandaflow.grid.messages import (
     Updated,
     Verdict,
 )
-from pandaflow.grid.pool import holdings, logs, pilots
-from pandaflow.grid.pool.circuit import spoiled
+from pandaflow.grid.pool import circuits, holdings, logs, pilots
+from pandaflow.grid.pool.circuit import Circuit, spoiled
 from pandaflow.grid.pool.classes import Classes
-from pandaflow.grid.pool.holdings import KEPT, STATES, Body, Happening, Holding
+from pandaflow.grid.pool.holdings import KEPT, STATES, Body, Happening, Holding, News
 from pandaflow.grid.pool.leasing import digest
 from pandaflow.grid.pool.matching import Kind
 from pandaflow.grid.pool.pilots import Pilot
@@ -37,25 +37,39 @@ class _Desk:
     rows: Mapping[int, Holding]
     kinds: Mapping[int, Kind]
     now: float
-    changed: dict[int, Holding] = field(default_factory=dict)
-    happened: list[Happening] = field(default_factory=list)
+    news: News = field(default_factory=News)
     tails: list[tuple[Holding, str]] = field(default_factory=list)
-    let_go: list[int] = field(default_factory=list)
 
 
 def update(
     session: Session, classes: Classes, told: Sequence[tuple[Actor, PilotUpdate]], now: float
 ) -> list[Updated]:
     """Take the reports of pilots; see :meth:`pandaflow.grid.pool.Pool.update`."""
-    known = pilots.look(session, [each.pilot for _, each in told])
-    rows = holdings.lock(session, [report.id for _, each in told for report in each.reports])
-    desk = _Desk(rows, classes.get(session, {row.kind for row in rows.values()}), now)
+    final = [each.id for _, update in told for each in update.reports if each.state != "running"]
+    with session.together():
+        looked = pilots.look(session, [each.pilot for _, each in told])
+        held = holdings.lock(session, [one.id for _, each in told for one in each.reports])
+        breakers = circuits.look_of(session, final) if final else None
+    known, rows = pilots.seen(looked), holdings.locked(held)
+    desk = _Desk(rows, classes.get(session, [row.kind for row in rows.values()]), now)
     answers = [_answer(desk, actor, each, known.get(each.pilot)) for actor, each in told]
-    holdings.record(session, list(desk.changed.values()), desk.happened, now, desk.let_go)
-    logs.keep(session, desk.tails, now)
     own = [known[each.pilot] for actor, each in told if _is_own(actor, known.get(each.pilot))]
-    pilots.hear(session, own, now)
+    _write(session, desk, own, circuits.seen(breakers) if breakers else {})
     return answers
+
+
+def _write(
+    session: Session, desk: _Desk, own: Sequence[Pilot], breakers: Mapping[str, Circuit]
+) -> None:
+    """Write down what comes of a batch: bundles, pilots, runs and queues, in this order."""
+    ends = desk.news.ends()
+    changing = circuits.changing(breakers, ends, desk.now)
+    with session.together(last=not changing):
+        logs.keep(session, desk.tails, desk.now)
+        pilots.hear(session, own, desk.now)
+        holdings.record(session, desk.news, desk.now)
+    if changing:
+        circuits.count(session, changing, ends, desk.now)
 
 
 def _is_own(actor: Actor, pilot: Pilot | None) -> bool:
@@ -127,31 +141,39 @@ def _after_its_end(row: Holding, report: Report) -> Verdict:
 
 def _lets_go(desk: _Desk, row: Holding, report: Report) -> Verdict:
     row.seq, row.wish, row.due = report.seq, "", desk.now + KEPT
-    desk.changed[row.id] = row
-    desk.let_go.append(row.run)
+    desk.news.changed[row.id] = row
+    desk.news.let_go.append(row.run)
     return Verdict(id=report.id, accepted=True)
 
 
 def _accept(desk: _Desk, row: Holding, report: Report) -> Verdict:
     row.seq, row.heard = report.seq, desk.now
-    desk.changed[row.id] = row
     if report.tail:
         desk.tails.append((row, report.tail))
     if report.state == "running":
         return _runs(desk, row, report)
     row.state, row.due, row.wish = _OVER[report.state], desk.now + KEPT, ""
-    desk.happened.append(_end(row, report))
+    desk.news.changed[row.id] = row
+    desk.news.happened.append(_end(row, report))
     return Verdict(id=report.id, accepted=True)
 
 
 def _runs(desk: _Desk, row: Holding, report: Report) -> Verdict:
-    row.due = desk.now + row.heartbeat
-    if row.state == SENT:
+    starts, commands = row.state == SENT, _wishes(row)
+    if starts:
         row.state = RUNNING
-        desk.happened.append(Happening(row, "started"))
+        desk.news.happened.append(Happening(row, "started"))
+    # Care may look too early, but not too late.
+    row.due = min(row.due, row.deadline)
+    (desk.news.changed if starts or commands else desk.news.beats)[row.id] = row
+    return Verdict(id=report.id, accepted=True, commands=commands)
+
+
+def _wishes(row: Holding) -> tuple[BundleCommand, ...]:
+    """Return what its pilot is to hear, once."""
     commands: tuple[BundleCommand, ...] = ("tail",) if row.wish == "tail" else ()
     row.wish = ""
-    return Verdict(id=report.id, accepted=True, commands=commands)
+    return commands
 
 
 def _end(row: Holding, report: Report) -> Happening:

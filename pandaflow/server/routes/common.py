@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from pandaflow.grid.identity import Actor
-from pandaflow.grid.messages import Problem
+from pandaflow.grid.places import Problem
 from pandaflow.server.problems import MEDIA, Refusal
 from pandaflow.server.service import Service
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from pandaflow.grid.messages import Queue, QueueBody
+from pandaflow.grid.places import Demand, Queue, QueueBody
 from pandaflow.server.routes.common import (
     SMALL,
     WITH_BODY,
@@ -24,7 +24,13 @@ from pandaflow.server.routes.common import (
 
 queues = APIRouter(prefix="/queues", tags=["queues"])
 pilots = APIRouter(prefix="/pilots", tags=["pilots"])
-_QUEUE = {"site": {"cores": 64}, "vos": ["atlas"], "heartbeat": 300, "tags": ["ssd"]}
+_QUEUE = {
+    "site": {"cores": 64},
+    "vos": ["atlas"],
+    "heartbeat": 300,
+    "tags": ["ssd"],
+    "provision": {"max_pilots": 20},
+}
 
 
 @queues.get("", response_model=list[Queue], responses=refusals())
@@ -37,6 +43,13 @@ async def list_queues(service: Server, actor: Caller) -> list[Queue]:
 async def get_queue(service: Server, actor: Caller, name: QueueName) -> Response:
     """Show a queue."""
     return message(await service.call(service.pool.queue, actor, name, service.now()))
+
+
+@queues.get("/{name}/demand", response_model=Demand, responses=refusals(404))
+async def get_demand(service: Server, actor: Caller, name: QueueName) -> Response:
+    """Count the bundles that the queue may run, by what they need: for harvesters."""
+    actor.require("operator", "production")
+    return message(await service.call(service.pool.demand, actor, name, service.now()))
 
 
 @queues.put(
@@ -85,9 +98,15 @@ async def open_queue(service: Server, actor: Caller, name: QueueName) -> Respons
 
 
 @pilots.get("", responses=refusals())
-async def list_pilots(service: Server, actor: Caller) -> list[dict[str, Any]]:
+async def list_pilots(
+    service: Server,
+    actor: Caller,
+    queue: Annotated[
+        str, Query(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$", description="Only its pilots.")
+    ] = "",
+) -> list[dict[str, Any]]:
     """List pilots, those that were heard of last first."""
-    return await service.call(service.pool.pilots, actor, service.now())
+    return await service.call(service.pool.pilots, actor, service.now(), queue)
 
 
 @pilots.post("/{name}/drain", status_code=204, response_class=Response, responses=refusals(404))

@@ -69,10 +69,18 @@ async def runs(service: Server, actor: Caller) -> list[dict[str, Any]]:
 
 
 @router.put("/{run}", status_code=204, response_class=Response, responses=refusals())
-async def open_run(service: Server, actor: Caller, run: RunName) -> Response:
-    """Make a run known to the pool; it belongs to whoever says so first."""
+async def open_run(
+    service: Server,
+    actor: Caller,
+    run: RunName,
+    owner: Annotated[str, Query(max_length=500, description="Whose it is, if not yours.")] = "",
+) -> Response:
+    """Make a run known to the pool; it belongs to whoever says so first, or to its owner.
+
+    Another owner may be named by the roles `production` and `operator`.
+    """
     actor.require("user", "production", "operator")
-    await service.call(service.pool.open_run, actor, run, service.now())
+    await service.call(service.pool.open_run, actor, run, service.now(), owner)
     return nothing()
 
 

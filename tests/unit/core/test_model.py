@@ -158,7 +158,13 @@ def test_a_file_is_a_path(tmp_path: object) -> None:
 
 @pytest.mark.parametrize(
     ("path", "name"),
-    [("root://eos//a/b.root", "b.root"), ("a.root", "a.root"), ("s3://bucket/dir/", "dir")],
+    [
+        ("root://eos//a/b.root", "b.root"),
+        ("a.root", "a.root"),
+        ("s3://bucket/dir/", "dir"),
+        ("rucio://mc23:AOD.1", "AOD.1"),
+        ("rucio://cms:/store/data/1.root", "1.root"),
+    ],
 )
 def test_the_name_of_a_file(path: str, name: str) -> None:
     assert File(path).name == name

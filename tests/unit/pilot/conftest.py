@@ -26,8 +26,8 @@ from pandaflow.grid.messages import (
     Needs,
     Outcome,
     PilotUpdate,
-    QueueBody,
 )
+from pandaflow.grid.places import QueueBody
 from pandaflow.grid.pool import Pool
 from pandaflow.store.database import Database
 

@@ -22,7 +22,7 @@ from pandaflow.core.model import Input, Source
 from pandaflow.data.results import ResultStore
 from pandaflow.executors.payload import Payload, Slot, unpack_ended
 from pandaflow.executors.remote import wire
-from pandaflow.executors.remote.wire import Reply, Work
+from pandaflow.executors.remote.wire import Work
 from pandaflow.grid.identity import ANYBODY
 
 RUN = "run-1"
@@ -53,9 +53,8 @@ def packed(function: Any, items: list[Any], limit: int = 10**6) -> tuple[bytes, 
     return wire.pack(Work(spec_of(items), limit=limit)), code
 
 
-def values_of(reply: bytes, folder: Path) -> tuple[list[Any], Any]:
-    message = wire.unpack(reply)
-    assert isinstance(message, Reply)
+def values_of(reply: bytes, folder: Path, data: str = "") -> tuple[list[Any], Any]:
+    message, _ = wire.reply_of(reply, "the pilot", data)
     store = ResultStore(str(folder))
     for name, data in message.files.items():
         store.put(name, data)
@@ -135,9 +134,9 @@ def test_replies_that_are_too_large(front, start_pilot, tmp_path):
     stored = submit(front, wire.pack(Work(spec, limit=10**6, data=str(tmp_path / "d"))), code)
     unbound = submit(front, wire.pack(Work(spec, limit=10**9)), code)
     start_pilot()
-    reference = wire.unpack(front.end_of(stored).reply)
-    assert isinstance(reference, wire.Ref)
-    values, _ = values_of(wire.read(reference), tmp_path / "r")
+    reference = front.end_of(stored).reply
+    assert len(reference) < 1_000
+    values, _ = values_of(reference, tmp_path / "r", str(tmp_path / "d"))
     assert len(values[0]) == 2_000_000
     assert front.end_of(unbound).error.code == 1518
 

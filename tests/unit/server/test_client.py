@@ -14,7 +14,8 @@ from pandaflow.core.errors import SiteError
 from pandaflow.grid.auth.credentials import BearerToken, Nobody
 from pandaflow.grid.auth.secret import Secret
 from pandaflow.grid.http import GridClient, _bodies
-from pandaflow.grid.messages import BATCH, Acquire, Bundle, QueueBody, Submission
+from pandaflow.grid.messages import BATCH, Acquire, Bundle, Submission
+from pandaflow.grid.places import QueueBody
 
 Answer = tuple[int, dict[str, str], bytes]
 PROBLEM = json.dumps({"title": "Busy", "status": 503, "detail": "come again"}).encode()

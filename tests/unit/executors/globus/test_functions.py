@@ -107,7 +107,7 @@ def test_the_registered_source_runs_a_bundle_with_its_code(make: Any) -> None:
     function = functions.bundle_function(given.code)
     assert base64.b85encode(given.code).decode() in function.source
     work = wire.pack(wire.Work(given.spec, limit=10**7))
-    reply = wire.unpack(called(function, work))
+    reply, _ = wire.reply_of(called(function, work), "it", "")
     assert isinstance(reply, wire.Reply)
     assert reply.messages[-1]["op"] == "ended"
 

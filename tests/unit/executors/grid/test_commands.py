@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 
-from pandaflow.core.bundle import BundleValues, Missing
+from pandaflow.core.bundle import BundleValues, Missing, SourceSlice
 from pandaflow.core.errors import DataError
 from pandaflow.core.model import File, Input, Output, Resources
+from pandaflow.data.plain import NotPlain
 from pandaflow.data.results import ResultStore, adler32
+from pandaflow.executors.command import CommandPayload
 from pandaflow.executors.grid.commands import failure, local_name, prepare, said
 from pandaflow.executors.remote import wire
 from pandaflow.executors.remote.outcome import keep_commands
@@ -33,7 +37,7 @@ def prepared(given: Any, upload: Any = nowhere, deps: Any = ()) -> Any:
 
 def test_lines_are_rendered_job_by_job(make: Any) -> None:
     given = make(3, "run %IN %RNDM:5 -j %CORE_NUMBER", ["a b", 7], resources=Resources(cores=4))
-    one, two = prepared(given).jobs
+    one, two = prepared(given)[0]
     assert (one.line, two.line) == ("run 'a b' 5 -j 4", "run 7 6 -j 4")
     assert (one.position, two.position) == (0, 1)
     assert one.env["PANDAFLOW_RUN"] == "run-1"
@@ -46,7 +50,7 @@ def test_remote_files_are_inputs_under_names_of_their_own(make: Any) -> None:
     near = File("https://a.org/x.root", 7, "adler32:00000001", replicas=("root://b//x.root",))
     same = File("https://c.org/x.root")
     given = make(1, "cat %IN", [[near, same]])
-    (job,) = prepared(given).jobs
+    (job,) = prepared(given)[0]
     assert job.line == "cat inputs/x.root inputs/1/x.root"
     first, second = job.inputs
     assert first.replicas == ("https://a.org/x.root", "root://b//x.root")
@@ -56,7 +60,7 @@ def test_remote_files_are_inputs_under_names_of_their_own(make: Any) -> None:
 
 def test_a_file_that_comes_twice_is_staged_once(make: Any) -> None:
     file = File("https://a.org/x")
-    (job,) = prepared(make(1, "cmp %IN", [[file, file]])).jobs
+    (job,) = prepared(make(1, "cmp %IN", [[file, file]]))[0]
     assert job.line == "cmp inputs/x inputs/x"
     assert len(job.inputs) == 1
 
@@ -64,9 +68,9 @@ def test_a_file_that_comes_twice_is_staged_once(make: Any) -> None:
 def test_local_files_stay_without_a_data_store_and_are_put_there_with_one(make: Any) -> None:
     for path in ("/data/x", "file:///data/x"):
         given = make(1, "cat %IN", [File(path, 3, "md5:" + "0" * 32)])
-        (here,) = prepared(given).jobs
+        (here,) = prepared(given)[0]
         assert (here.line, here.inputs) == ("cat /data/x", ())
-        (there,) = prepared(given, stored).jobs
+        (there,) = prepared(given, stored)[0]
         assert there.line == "cat inputs/x"
         assert there.inputs[0].replicas == (stored(File(path, 3, "md5:" + "0" * 32)),)
 
@@ -89,8 +93,9 @@ def test_jobs_whose_inputs_are_missing_are_not_sent(make: Any) -> None:
     )  # fmt: skip
     up = make(1, "echo %IN", [0, 1]).spec
     values = BundleValues(up.jobs, [pickle.dumps("fine"), Missing("it failed")])
-    made = prepared(given, deps=[values])
-    assert [job.position for job in made.jobs] == [0]
+    jobs, made = prepared(given, deps=[values])
+    assert [job.position for job in jobs] == [0]
+    assert made.positions == (0,)
     assert set(made.blocked) == {1}
 
 
@@ -107,7 +112,9 @@ def trouble(code: int, kind: str = "exit", source: Any = "payload") -> Trouble:
 
 def kept(make: Any, tmp_path: Path, told: JobResult, outputs: tuple[str, ...] = ()) -> Any:
     spec = replace(make(1, "true", [1]).spec, results=str(tmp_path))
-    return keep_commands(spec, {0: said(told, "n")}, {}, outputs, ResultStore(str(tmp_path)))
+    return keep_commands(
+        spec, {0: said(told, "n", str(tmp_path.parent))}, {}, outputs, ResultStore(str(tmp_path))
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,6 +154,40 @@ def test_files_come_from_the_report_or_the_store(make: Any, tmp_path: Path) -> N
     assert Path(value["small"]).read_bytes() == b"small"
     assert Path(value["big"]).read_bytes() == b"big"
     assert not Path(url).exists(), "the copy in the store is not needed any more"
+
+
+class Shell:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, line: str) -> None:
+        self.line = line
+
+    def __reduce__(self) -> Any:
+        return (os.system, (self.line,))
+
+
+@pytest.mark.parametrize("where", ["item", "argument", "payload"])
+def test_nothing_of_users_runs_where_lines_are_rendered(
+    make: Any, tmp_path: Path, where: str
+) -> None:
+    evil = Shell(f"touch {tmp_path}/run")
+    given = make(1, "echo %IN", ["fine"])
+    if where == "item":
+        sources = {0: SourceSlice(0, (pickle.dumps(evil),), pickled=True)}
+        given = replace(given, spec=replace(given.spec, sources=sources))
+    else:
+        payload = CommandPayload("echo %IN", (evil,)) if where == "argument" else evil
+        given = replace(given, code=cloudpickle.dumps(payload))
+    with pytest.raises(NotPlain, match="system"):
+        prepared(given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_outputs_lie_nowhere_else(tmp_path: Path) -> None:
+    away = OutputFile(name="x", size=1, checksum=adler32(b"y"), url="/etc/passwd")
+    for data in ("", str(tmp_path)):
+        with pytest.raises(DataError, match="'/etc/passwd'"):
+            said(result(0, files=(away,)), "n", data)
 
 
 def test_damaged_files_are_refused(make: Any, tmp_path: Path) -> None:

@@ -33,10 +33,10 @@ from pandaflow.grid.messages import (
     Leased,
     Outcome,
     PilotUpdate,
-    QueueBody,
     Report,
     Trouble,
 )
+from pandaflow.grid.places import QueueBody
 from pandaflow.grid.pool import Pool
 from pandaflow.store.database import Database
 from pandaflow.testing import payloads
@@ -138,7 +138,7 @@ def test_functions_travel_with_their_versions_and_code_goes_once(desk: Any) -> N
     assert one.code == two.code
     assert books.client.payload("run-1", one.code) == books.make(1, payloads.double, [1]).code
     assert (one.needs.tags, one.requirements, one.walltime) == (("gpu",), ("numpy",), 9.0)
-    assert isinstance(wire.unpack(one.work), wire.Work)
+    assert isinstance(wire.work_of(one.work), wire.Work)
     assert books.noted == [[1, 2]]
 
 
@@ -166,9 +166,9 @@ def test_large_inputs_lie_in_the_store_or_are_refused(desk: Any, tmp_path: Path)
     other.sender.send()
     python = "{}.{}".format(*sys.version_info)
     (leased,) = other.acquired(python=python, pandaflow=__version__)
-    place = wire.unpack(leased.work)
-    assert isinstance(place, wire.Ref)
-    assert Path(place.url).is_file()
+    assert len(leased.work) < 1_000
+    assert [path.name for path in (tmp_path / "data/run-1/works").iterdir()] == ["2"]
+    assert wire.work_of(leased.work).spec.bundle == 2
     other.sender.clear()
     assert not (tmp_path / "data" / "run-1").exists()
 
@@ -215,7 +215,7 @@ class Ear:
         given = make(1, payloads.double, list(range(jobs)))
         flight = Sent(given.spec, given, sent=1.0)
         self.account.flights[1] = flight
-        self.hearing = Hearing(self.account)
+        self.hearing = Hearing(self.account, str(folder))
 
     def hear(self, kind: Any, **more: Any) -> list[Event]:
         about = {"seq": 1, "bundle": 1, "attempt": 1, "at": 5.0, "queue": "A", "pilot": "p"}
@@ -266,6 +266,57 @@ def test_who_is_to_blame_decides_who_is_charged(ear: Any) -> None:
 )
 def test_replies_that_are_none_lose_the_bundle(ear: Any, reply: bytes | None) -> None:
     (_, event) = ear().hear("ended", reply=reply)
+    assert isinstance(event, BundleLost)
+    assert not event.charged
+
+
+class Shell:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, line: str) -> None:
+        self.line = line
+
+    def __reduce__(self) -> Any:
+        return (os.system, (self.line,))
+
+
+def test_a_hostile_reply_loses_the_bundle_and_runs_nothing(ear: Any, tmp_path: Path) -> None:
+    evil = Shell(f"touch {tmp_path}/run")
+    for reply in (wire.Reply(1, [{"op": "ended", "at": evil}]), evil):
+        (_, event) = ear().hear("ended", reply=wire.pack(reply))
+        assert isinstance(event, BundleLost)
+        assert "the pilot sent a reply that cannot be read" in event.reason
+        assert "system" in event.reason
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../../.profile", "/etc/x", "values/000/2.values", "logs/../../x", "files/work/0.1/x"]
+)
+def test_replies_cannot_write_elsewhere(ear: Any, tmp_path: Path, name: str) -> None:
+    (_, event) = ear().hear("ended", reply=wire.pack(wire.Reply(1, [], {name: b"x"})))
+    assert isinstance(event, BundleLost)
+    assert "not the bundle's" in event.reason
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"bundle": 2},
+        {"failures": [[7, {"kind": "exit", "message": ""}]]},
+        {"failures": [[0, {"kind": "exit", "message": 5}]]},
+        {"unstarted": [[0, 10**12]]},
+        {"blocked": [["why", [[-5, 1]]]]},
+        {"sizes": b"odd"},
+        {"at": "now"},
+        {"location": "values/000/9.values"},
+        {"location": "values/000/1.values"},
+    ],
+)
+def test_reports_that_do_not_fit_lose_the_bundle(ear: Any, told: Any) -> None:
+    message = {"op": "ended", "at": 1.0, "bundle": 1, **told}
+    (_, event) = ear().hear("ended", reply=wire.pack(wire.Reply(1, [message])))
     assert isinstance(event, BundleLost)
     assert not event.charged
 

@@ -1,0 +1,1 @@
+"""Datasets of Rucio: what is in them, and where it is."""

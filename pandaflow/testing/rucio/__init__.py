@@ -1,0 +1,1 @@
+"""A real Rucio server for tests, with storage elements on this machine."""
