@@ -26,6 +26,7 @@ class Options:
     priority: int = 0
     executor: str | None = None
     container: str | None = None
+    requirements: tuple[str, ...] = ()
     cache: Literal["", "mtime", "checksum"] = ""
     goal: float = 1.0
     scouts: int = 0
@@ -48,6 +49,16 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise WorkflowError(f"{value!r} is not a non-empty text")
     return value
+
+
+def _packages(value: Any) -> tuple[str, ...]:
+    listed = (value,) if isinstance(value, str) else value
+    if not isinstance(listed, list | tuple):
+        raise WorkflowError(f"{value!r}: give a list of packages as pip takes them")
+    for each in listed:
+        if _text(each).startswith("-"):
+            raise WorkflowError(f"{each!r} is an option of pip, no package")
+    return tuple(listed)
 
 
 def _name(value: Any) -> str:
@@ -101,6 +112,7 @@ _PLAIN: Mapping[str, tuple[str, Parser]] = {
     "priority": ("priority", lambda v: _whole(v, -(10**9))),
     "executor": ("executor", _text),
     "container": ("container", _text),
+    "requirements": ("requirements", _packages),
     "cache": ("cache", _cache),
     "goal": ("goal", _fraction),
     "scouts": ("scouts", lambda v: _whole(v, 0)),

@@ -374,10 +374,20 @@ class Workflow:
         """Leave the run with a server; streams feed it from here for as long as this lives."""
         run_id = places.new_run_id(name or self.name)
         spec = self._spec if name is None else _renamed(self._spec, name)
-        server.leave(spec, self._trace.blobs, run_id)
+        server.leave(spec, self._trace.blobs | self._versions(), run_id)
         run = client.Run(run_id, cast("RunStore", server))
         self._connect(run)
         return run
+
+    def _versions(self) -> dict[str, bytes]:
+        """Return which versions the functions were written with."""
+        from pandaflow.core.growth import all_tasks
+        from pandaflow.executors.remote import versions
+
+        bodies = [task for loop in self._spec.loops for task in all_tasks(loop)]
+        payloads = {task.payload for task in (*self._spec.tasks, *bodies)}
+        codes = (self._trace.blobs[name] for name in sorted(payloads))
+        return {versions.BLOB: versions.blob_of(codes)}
 
     def _create(self, opened: SqlStore, name: str | None, callbacks: Any) -> Run:
         from pandaflow.data.results import ResultStore

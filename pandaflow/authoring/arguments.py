@@ -199,8 +199,8 @@ class Arguments:
 
 def common_fields(options: Options) -> dict[str, Any]:
     """Return the options that every kind of task hands on as they are."""
-    names = "resources retry priority executor container cache goal scouts max_failure_rate"
-    return {name: getattr(options, name) for name in names.split()}
+    names = "resources retry priority executor container requirements cache goal scouts"
+    return {name: getattr(options, name) for name in (*names.split(), "max_failure_rate")}
 
 
 def _type_of(value: Any, *, listed: bool) -> Any:

@@ -140,6 +140,9 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         The name of the executor that runs its jobs.
     container : str
         An image for its jobs, on executors that have a container runtime.
+    requirements : str or list of str
+        Packages that its function needs besides, as pip takes them: ``["numpy>=2"]``. Pilots of
+        the grid install them in an environment of their own; elsewhere they must be there.
     cache : bool or 'checksum'
         Skip jobs whose code and inputs are unchanged since an earlier run.
     goal : float

@@ -117,6 +117,8 @@ class BundleSpec:
     resources : Resources
     container : str
         Image that its jobs run in; empty: none.
+    requirements : tuple of str
+        Packages that functions need besides, where an executor installs them.
     cache : {'', 'mtime', 'checksum'}
     scatters, gate : bool
         The report must tell list lengths, or the truth of the value.
@@ -150,6 +152,7 @@ class BundleSpec:
     names: Mapping[int, str] = field(default_factory=dict)
     resources: Resources = field(default_factory=Resources)
     container: str = ""
+    requirements: tuple[str, ...] = ()
     cache: Literal["", "mtime", "checksum"] = ""
     scatters: bool = False
     gate: bool = False

@@ -310,6 +310,7 @@ class TaskSpec:
     priority: int = 0
     executor: str | None = None
     container: str | None = None
+    requirements: tuple[str, ...] = ()
     cache: Literal["", "mtime", "checksum"] = ""
     goal: float = 1.0
     scouts: int = 0

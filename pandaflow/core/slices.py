@@ -125,6 +125,7 @@ def describe(
         edges={job: spec.edges[job] for job in jobs} if spec.edges else {},
         node_names=_node_names(task, jobs),
         container=spec.container or "",
+        requirements=spec.requirements,
         cache=spec.cache,
         scatters=spec.scatters,
         gate=spec.gate,

@@ -20,7 +20,7 @@ from pandaflow.executors.grid.avoiding import Avoided
 from pandaflow.executors.grid.commands import Commands, local_name, prepare
 from pandaflow.executors.grid.settings import GridSettings
 from pandaflow.executors.outcome import JobFailed
-from pandaflow.executors.remote import wire
+from pandaflow.executors.remote import versions, wire
 from pandaflow.executors.remote.account import Account, Flight, refused
 from pandaflow.executors.remote.outcome import keep_commands
 from pandaflow.grid.http import GridClient
@@ -80,6 +80,9 @@ class Sender:
         self._settings, self._run = settings, run
         self._put: set[str] = set()
         self._copies: set[str] = set()
+        #: What a run that was left with others brought along, and what payloads mention of it.
+        self._told = versions.told_by(account.results)
+        self._mentioned: dict[str, tuple[tuple[str, str], ...]] = {}
         #: Where what is too large for the server lies; empty: nowhere.
         self.data = f"{settings.data}/{run}" if settings.data else ""
 
@@ -174,14 +177,25 @@ class Sender:
             data=self.data,
             limit=INLINE_BYTES * 4 // 3,
             path=tuple(sys.path),
+            versions=self._versions_of(given.code),
         )
         return self._message(
             flight,
             kind="function",
             work=self._small(wire.pack(work), spec),
             code=sha256(given.code).hexdigest(),
-            requirements=self._settings.requirements,
+            requirements=(*self._settings.requirements, *spec.requirements),
         )
+
+    def _versions_of(self, code: bytes) -> tuple[tuple[str, str], ...]:
+        """Return the packages that a payload mentions, once for each payload."""
+        digest = sha256(code).hexdigest()
+        if digest not in self._mentioned:
+            found = versions.mentioned(code)
+            if self._told:  # this driver did not write it: its own versions say nothing
+                found = {name: self._told[name] for name in found if name in self._told}
+            self._mentioned[digest] = tuple(sorted(found.items()))
+        return self._mentioned[digest]
 
     def _commands(self, flight: Sent) -> Bundle | None:
         given, spec, results = flight.given, flight.spec, self._account.results
@@ -223,7 +237,7 @@ class Sender:
             memory=asked.memory,
             disk=asked.disk,
             walltime=None if asked.walltime is None else asked.walltime * len(spec.jobs),
-            python="{}.{}".format(*sys.version_info) if functions else "",
+            python=self._told.get(versions.PYTHON, versions.this_python()) if functions else "",
             pandaflow=__version__ if functions else "",
             container=spec.container,
             tags=settings.tags,

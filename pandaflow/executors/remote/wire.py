@@ -68,6 +68,8 @@ class Work:
         Where the driver imports from.
     workdir : str
         Root of the jobs' work directories; empty: the temporary directory.
+    versions : tuple of (str, str)
+        Packages that the payload mentions, and their versions where it was written.
     """
 
     spec: BundleSpec
@@ -81,6 +83,7 @@ class Work:
     limit: int = 0
     path: tuple[str, ...] = ()
     workdir: str = ""
+    versions: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from pandaflow.core.errors import DataError
 from pandaflow.core.model import File
 from pandaflow.data.results import ResultStore, encode
 from pandaflow.executors.outcome import pack_ended, unpack_ended
-from pandaflow.executors.remote import wire
+from pandaflow.executors.remote import versions, wire
 from pandaflow.executors.remote.wire import Blob, Ref, Reply, Work
 
 #: Seconds between looks for the mark that stops a bundle: in a folder, and in a remote store.
@@ -89,6 +89,7 @@ def _run(work: Work, payload: bytes, folder: str) -> Reply:
             isolation="thread",
             workdir=work.workdir or os.path.join(folder, "work"),
         )
+    messages = [_compared(work, message) for message in messages]
     if work.direct:
         return Reply(spec.bundle, messages)
     if spec.kind == "command":
@@ -108,6 +109,23 @@ def _sent(blobs: tuple[Blob, ...], store: ResultStore) -> list[BundleValues]:
         store.put(name, wire.read(blob))
         values.append(store.load(name))
     return values
+
+
+def _compared(work: Work, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Add to failures what is of another version here: it may be the reason."""
+    if message["op"] != "ended" or not message.get("failures"):
+        return message
+    words = versions.different(dict(work.versions))
+    ended = unpack_ended(message)
+    if not words:
+        return message
+    told = {
+        at: replace(failure, message=f"{failure.message} ({words})")
+        if failure.kind == "exception"
+        else failure
+        for at, failure in ended.failures.items()
+    }
+    return pack_ended(replace(ended, failures=told))
 
 
 def _moved(
