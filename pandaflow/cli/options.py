@@ -26,9 +26,10 @@ def _note_ca(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
         ctx.obj = replace(ctx.obj, ca=value)
 
 
-ca_option = click.option(
+_server_ca_option = click.option(
     "--ca",
     type=click.Path(exists=True, dir_okay=False),
+    envvar="PANDAFLOW_CA",
     expose_value=False,
     callback=_note_ca,
     help="Certificates that a server's is checked by, PEM.",
@@ -42,7 +43,7 @@ def place_option(command: _Command) -> _Command:
         metavar="URL",
         help="State store, or a server's address; may also be given before the command.",
     )
-    return where(ca_option(command))
+    return where(_server_ca_option(command))
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON.")

@@ -12,7 +12,7 @@ import pytest
 
 import pandaflow as pf
 from pandaflow.core.events import JobSaid
-from pandaflow.places import pick_executors
+from pandaflow.places import open_store, pick_executors
 
 PATIENCE = 60.0
 
@@ -66,7 +66,7 @@ def one_by_one(n):
 
 def begin(call: Any, executor: Any, store: str, *listeners: Any) -> pf.Run:
     """Drive a run in a thread; the listeners hear it from its first message on."""
-    run = call._create(store, None, ())
+    run = call._create(open_store(store), None, ())
     for listener in listeners:
         run._listen(listener)
     run._drive(pick_executors(executor, None))
@@ -143,7 +143,7 @@ def test_in_the_callers_thread_jobs_are_asked_only(store: str) -> None:
         if said.body["x"] == 1:
             assert run._stop_jobs(task, [1, 2], "asked", 0.0)
 
-    run = one_by_one(4)._create(store, None, ())
+    run = one_by_one(4)._create(open_store(store), None, ())
     run._listen(prune)
     run._drive(pick_executors(pf.executors.Local(workers=0), None), here=True)
     assert run.status == "done"

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pandaflow.grid.messages import Bundle, CommandJob, QueueBody
+from pandaflow.grid.messages import Bundle, CommandJob
+from pandaflow.grid.places import QueueBody
 from pandaflow.testing.grid import GridServer
 from pandaflow_pilot import archive
 from tests.oldest import OLDEST, oldest_python
