@@ -89,10 +89,15 @@ class _SubmitterTests:
         """A submitter; what it has begun is ended after the test."""
         opened = make(label)
         yield opened
-        left = opened.found()
+        self.wait(lambda: not self._cancelled(opened))
+
+    @staticmethod
+    def _cancelled(submitter: Submitter) -> list[str]:
+        """Cancel what is left, again as long as there is something; return it."""
+        left = list(submitter.found())
         if left:
-            opened.cancel(list(left))
-            self.wait(lambda: not opened.found())
+            submitter.cancel(left)
+        return left
 
     def wait(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition holds."""

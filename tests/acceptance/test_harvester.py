@@ -217,7 +217,8 @@ def test_a_harvester_that_is_killed_never_doubles_pilots(harvest: Harvest) -> No
     gate.touch()
     wait_for(harvest.done)
     assert len(harvest.heard()) == 3
-    assert harvest.end() == 0
+    # The last one need not have come so far that it listens to signals.
+    assert harvest.end() in (0, -signal.SIGTERM)
 
 
 def test_a_lost_journal_is_made_good(harvest: Harvest) -> None:

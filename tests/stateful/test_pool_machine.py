@@ -48,6 +48,8 @@ class Modelled:
     outcome: int = 0
     purged: bool = False
     let_go: bool = False
+    #: It was cancelled, and its payload may end by itself.
+    soft: bool = False
 
     @property
     def held(self) -> bool:
@@ -90,16 +92,20 @@ class PoolMachine(RuleBasedStateMachine):
                 self.model.pop((number, attempt), None)
                 self.model[number, attempt] = new
 
-    @rule(numbers=st.none() | st.lists(st.integers(0, 9), max_size=3))
-    def cancel(self, numbers: list[int] | None) -> None:
+    @rule(numbers=st.none() | st.lists(st.integers(0, 9), max_size=3), kill=st.booleans())
+    def cancel(self, numbers: list[int] | None, kill: bool) -> None:
         live = [
             each
             for each in self.model.values()
             if each.state not in OVER and (numbers is None or each.bundle in numbers)
         ]
-        assert self.pool.cancel(self.actor, self.run, numbers, self.now) == len(live)
+        told = self.pool.cancel(self.actor, self.run, numbers, self.now, kill=kill)
+        assert told == len(live)
+        for each in self.model.values():
+            if kill and (numbers is None or each.bundle in numbers):
+                each.soft = False
         for each in live:
-            each.let_go = each.held
+            each.let_go, each.soft = each.held, each.held and not kill
             patience = HEARTBEAT if each.held else KEPT
             each.state, each.due = "cancelled", self.now + patience
 
@@ -170,13 +176,16 @@ class PoolMachine(RuleBasedStateMachine):
             mine = pilot == each.pilot and lease == each.lease
             assert verdict.accepted == (mine and self.judge(each, told)), verdict
             assert verdict.accepted or verdict.why
-            gone = not mine or each.state in OVER
+            gone = not mine or (each.state in OVER and not (each.let_go and each.soft))
             assert ("kill" in verdict.commands) == (not verdict.accepted and gone)
 
     def judge(self, each: Modelled, told: Report) -> bool:
         """Tell whether the holder's report counts, and let it."""
         if each.let_go and told.state != "running":
             each.let_go, each.seq, each.due = False, told.seq, self.now + KEPT
+            return True
+        if each.let_go and each.soft and told.seq > each.seq:
+            each.seq, each.due = told.seq, self.now + HEARTBEAT
             return True
         if each.purged or each.state == "cancelled":
             return False
