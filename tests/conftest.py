@@ -26,7 +26,15 @@ settings.load_profile("tests")
 
 #: Tests that start servers and pilots of the grid: a beta, and minutes of two cores together. The
 #: kits of pool and executor, and what starts nothing, always run.
-_GRID = ("unit/pilot/", "test_grid", "test_server", "test_pilot.py", "test_oidc.py")
+_GRID = (
+    "unit/pilot/",
+    "test_grid",
+    "test_server",
+    "test_pilot.py",
+    "test_oidc.py",
+    "test_harvester",
+    "test_rucio",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
