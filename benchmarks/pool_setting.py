@@ -159,12 +159,14 @@ class Filled:
                 "UPDATE pool_runs SET ready = ready + :n WHERE no = :run", n=count, run=self._run
             )
         self.next += count
-        # What autovacuum has done meanwhile where a pool fills in hours instead of seconds.
+        # What autovacuum and checkpoints have done meanwhile where a pool fills in hours instead of
+        # seconds.
         raw = self.database.engine.raw_connection()
         raw.rollback()
         raw.driver_connection.autocommit = True  # type: ignore[union-attr]
         for table in ("pool_bundles", "pool_work"):
             raw.cursor().execute(f"VACUUM (ANALYZE) {table}")
+        raw.cursor().execute("CHECKPOINT")
         raw.driver_connection.autocommit = False  # type: ignore[union-attr]
         raw.close()
 
