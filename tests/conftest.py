@@ -34,6 +34,7 @@ _GRID = (
     "test_oidc.py",
     "test_harvester",
     "test_rucio",
+    "test_submitter_",
 )
 
 
