@@ -167,7 +167,7 @@ def test_what_a_watcher_has_missed_is_told(grid_server: GridServer, client: Grid
     work_off(client)
     heard = fetch(client, "run", lambda found: sum(o.kind == "ended" for o in found) == 4)
     client.outcomes("run", after=heard[1].seq)  # the driver has those up to it
-    events = f"{grid_server.url}/api/v1/runs/run/events?seconds=0"
+    events = f"{grid_server.url}/api/v1/pool/run/events?seconds=0"
     text = httpx.get(events, timeout=PATIENCE).text
     assert f'event: missed\ndata: {{"first":1,"last":{heard[1].seq}}}' in text
     last = heard[-1].seq
